@@ -3,7 +3,8 @@
  * One request's way through these files:
  *
  *   route.c     the content handler: route, method, tenant
- *   body.c      reads the body, has it parsed by params.c and prompt.c
+ *   body.c      reads the body, has it parsed by params.c
+ *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
  *   request.c   chooses an engine, submits, notes its records, ends
  *   models.c    lists models, tells of their health
  *   engine.c    which engine: their health and load

@@ -99,8 +99,11 @@ int ngx_http_llm_params_fault(ngx_http_llm_parser_t *ps, const char *param,
 
 int ngx_http_llm_params_out_of_memory(ngx_http_llm_parser_t *ps);
 
+/* all that the tables name: into the head, or kept as JSON */
+int ngx_http_llm_fields_read(ngx_http_llm_parser_t *ps);
+
 /* notes a field that nobody's API defines, or refuses it */
-int ngx_http_llm_params_unknown(ngx_http_llm_parser_t *ps, const char *prefix,
+int ngx_http_llm_fields_unknown(ngx_http_llm_parser_t *ps, const char *prefix,
     const char *name);
 
 /* these write items */

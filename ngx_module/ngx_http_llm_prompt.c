@@ -197,7 +197,7 @@ ngx_http_llm_prompt_fields(ngx_http_llm_parser_t *ps, json_t *object,
         }
 
         if (k == n) {
-            if (ngx_http_llm_params_unknown(ps, "messages", name)
+            if (ngx_http_llm_fields_unknown(ps, "messages", name)
                 != NGX_HTTP_LLM_PARAMS_OK)
             {
                 return NGX_HTTP_LLM_PARAMS_ERROR;
