@@ -21,6 +21,7 @@
 static ngx_uint_t ngx_http_llm_is_encoded(ngx_http_request_t *r);
 static void ngx_http_llm_read_body_handler(ngx_http_request_t *r);
 static void ngx_http_llm_body_handler(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_llm_is_large(ngx_http_llm_params_t *params);
 static ngx_int_t ngx_http_llm_flatten_body(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_copy_buf(ngx_http_request_t *r, ngx_buf_t *b,
     u_char *to);
@@ -160,7 +161,6 @@ ngx_http_llm_read_body_handler(ngx_http_request_t *r)
 static void
 ngx_http_llm_body_handler(ngx_http_request_t *r)
 {
-    size_t                    structural;
     ngx_int_t                 rc;
     ngx_http_llm_ctx_t       *ctx;
     ngx_http_llm_params_t    *params;
@@ -191,20 +191,30 @@ ngx_http_llm_body_handler(ngx_http_request_t *r)
     params->reject_unknown = (llcf->unknown_fields
                               == NGX_HTTP_LLM_UNKNOWN_REJECT);
 
-    if (params->len > NGX_HTTP_LLM_INLINE_BYTES
-        || (params->len > NGX_HTTP_LLM_INLINE_STRUCTURAL
-            && ngx_http_llm_json_scan(params->body, params->len, &structural)
-               == NGX_HTTP_LLM_JSON_OK
-            && structural > NGX_HTTP_LLM_INLINE_STRUCTURAL))
+    if (ngx_http_llm_is_large(params)
+        && ngx_http_llm_parse_in_thread(ctx) == NGX_OK)
     {
-        if (ngx_http_llm_parse_in_thread(ctx) == NGX_OK) {
-            return;
-        }
+        return;
     }
 
     (void) ngx_http_llm_params_parse(params);
 
     ngx_http_llm_parsed(r);
+}
+
+
+/* whether parsing it would hold up others; the scan of such bytes does not */
+
+static ngx_uint_t
+ngx_http_llm_is_large(ngx_http_llm_params_t *params)
+{
+    if (params->len > NGX_HTTP_LLM_INLINE_BYTES) {
+        return 1;
+    }
+
+    ngx_http_llm_params_scan(params);
+
+    return params->structural > NGX_HTTP_LLM_INLINE_STRUCTURAL;
 }
 
 

@@ -16,6 +16,19 @@ static void *ngx_http_llm_params_grow(void *ctx, void *old, size_t old_len,
     size_t size);
 
 
+void
+ngx_http_llm_params_scan(ngx_http_llm_params_t *params)
+{
+    if (params->scanned) {
+        return;
+    }
+
+    params->bounds = ngx_http_llm_json_scan(params->body, params->len,
+                                            &params->structural);
+    params->scanned = 1;
+}
+
+
 int
 ngx_http_llm_params_parse(ngx_http_llm_params_t *params)
 {
@@ -110,7 +123,6 @@ ngx_http_llm_params_out_of_memory(ngx_http_llm_parser_t *ps)
 static int
 ngx_http_llm_params_load(ngx_http_llm_parser_t *ps)
 {
-    size_t                  structural;
     const char             *text;
     json_error_t            error;
     ngx_http_llm_params_t  *params;
@@ -121,7 +133,9 @@ ngx_http_llm_params_load(ngx_http_llm_parser_t *ps)
         return ngx_http_llm_params_fault(ps, "", "The request body is empty");
     }
 
-    switch (ngx_http_llm_json_scan(params->body, params->len, &structural)) {
+    ngx_http_llm_params_scan(params);
+
+    switch (params->bounds) {
 
     case NGX_HTTP_LLM_JSON_DEEP:
         return ngx_http_llm_params_fault(ps, "",

@@ -43,6 +43,11 @@ typedef struct {
     size_t                   limit;       /* bytes of the payload */
     int                      reject_unknown;
 
+    /* of ngx_http_llm_params_scan() */
+    int                      scanned;
+    int                      bounds;      /* what ngx_http_llm_json_scan() */
+    size_t                   structural;  /* said; 0 where out of bounds */
+
     /* results */
     unsigned char           *payload;     /* head and items of SUBMIT */
     size_t                   payload_len;
@@ -57,6 +62,12 @@ typedef struct {
     ngx_http_llm_fault_t     fault;
 } ngx_http_llm_params_t;
 
+
+/*
+ * One pass over the body, before anything is parsed, and once for all:
+ * ngx_http_llm_params_parse() makes it where its caller has not.
+ */
+void ngx_http_llm_params_scan(ngx_http_llm_params_t *params);
 
 /* memory is freed by ngx_http_llm_params_free() in either case */
 int ngx_http_llm_params_parse(ngx_http_llm_params_t *params);

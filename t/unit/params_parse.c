@@ -2,6 +2,7 @@
  * border takes, or an error in fixed words; also when memory runs out at any allocation.
  * LLM_LONG=1 asks for more bodies, LLM_SEED for the same ones again. */
 
+#include "ngx_module/ngx_http_llm_json.h"
 #include "ngx_module/ngx_http_llm_params.h"
 #include "t/unit/tap.h"
 
@@ -241,6 +242,36 @@ static void test_memory(void)
     json_set_alloc_funcs(malloc, free);
 }
 
+/* --- the scan --- */
+
+static void test_scan(void)
+{
+    char deep[NGX_HTTP_LLM_JSON_MAX_DEPTH + 1];
+    ngx_http_llm_params_t p = {.body = (const unsigned char *) "{\"prompt\": [1, 2]}",
+                               .len = 18,
+                               .kind = LLM_IPC_KIND_COMPLETION,
+                               .tenant = (const unsigned char *) "t",
+                               .tenant_len = 1,
+                               .max_tokens = 4096,
+                               .limit = 1 << 20};
+
+    ngx_http_llm_params_scan(&p);
+    is_int(p.structural, 6, "what a body's scan counts");
+
+    /* which the parser believes: it does not look at the body a second time */
+    memset(deep, '[', sizeof(deep));
+    p.body = (const unsigned char *) deep;
+    p.len = sizeof(deep);
+    p.scanned = 0;
+    ngx_http_llm_params_scan(&p);
+    p.body = (const unsigned char *) seeds[0];
+    p.len = strlen(seeds[0]);
+    ok(ngx_http_llm_params_parse(&p) != NGX_HTTP_LLM_PARAMS_OK
+           && strstr(p.fault.message, "nested deeper") != NULL,
+       "a body is scanned once");
+    ngx_http_llm_params_free(&p);
+}
+
 /* --- limits --- */
 
 static void test_limit(void)
@@ -264,6 +295,7 @@ int main(void)
     test_seeds();
     test_mutations();
     test_memory();
+    test_scan();
     test_limit();
     return done_testing();
 }
