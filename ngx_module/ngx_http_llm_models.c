@@ -13,6 +13,8 @@ static void ngx_http_llm_resume_answer(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_put_model(ngx_http_llm_writer_t *w,
     ngx_http_llm_model_t *model, ngx_str_t *only, ngx_uint_t *n);
+static ngx_uint_t ngx_http_llm_was_named(struct llm_ipc_state *state,
+    uint32_t i);
 static void ngx_http_llm_put_name(ngx_http_llm_writer_t *w, ngx_str_t *name,
     uint64_t created, ngx_str_t *only, ngx_uint_t *n);
 static ngx_int_t ngx_http_llm_send_health(ngx_http_llm_ctx_t *ctx);
@@ -189,10 +191,29 @@ ngx_http_llm_put_model(ngx_http_llm_writer_t *w, ngx_http_llm_model_t *model,
         name.data = (u_char *) state.names[i];
         name.len = ngx_strlen(name.data);
 
-        if (llm_ipc_utf8_valid(name.data, name.len)) {
+        if (llm_ipc_utf8_valid(name.data, name.len)
+            && !ngx_http_llm_was_named(&state, i))
+        {
             ngx_http_llm_put_name(w, &name, state.start_time, only, n);
         }
     }
+}
+
+
+/* an engine may say a name twice */
+
+static ngx_uint_t
+ngx_http_llm_was_named(struct llm_ipc_state *state, uint32_t i)
+{
+    uint32_t  k;
+
+    for (k = 0; k < i; k++) {
+        if (ngx_strcmp(state->names[k], state->names[i]) == 0) {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 
@@ -200,9 +221,7 @@ static void
 ngx_http_llm_put_name(ngx_http_llm_writer_t *w, ngx_str_t *name,
     uint64_t created, ngx_str_t *only, ngx_uint_t *n)
 {
-    /* an engine may say a name twice */
-
-    if (only && (*n || only->len != name->len
+    if (only && (only->len != name->len
                  || ngx_memcmp(only->data, name->data, name->len) != 0))
     {
         return;
