@@ -9,33 +9,6 @@
 static uint64_t ngx_http_llm_engine_load(ngx_http_llm_engine_t *engine);
 
 
-static ngx_http_llm_error_t  ngx_http_llm_health_errors[] = {
-
-    { 0, NULL, NULL, NULL, 0 },                /* NGX_HTTP_LLM_READY */
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_connecting", NULL,
-      "The engine is being connected", 1 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_full", NULL,
-      "The engine is full", 1 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_loading", NULL,
-      "The engine is loading its model", 5 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_draining", NULL,
-      "The engine is going to restart", 2 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_stalled", NULL,
-      "The engine does not answer", 5 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_failed", NULL,
-      "The engine has failed", 5 },
-
-    { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_down", NULL,
-      "The engine is not there", 2 }
-};
-
-
 ngx_http_llm_error_t  ngx_http_llm_no_such_model = {
     NGX_HTTP_NOT_FOUND, "model_not_found", "model",
     "The model does not exist", 0
@@ -178,13 +151,6 @@ ngx_http_llm_models_health(ngx_array_t *models)
     }
 
     return best;
-}
-
-
-ngx_http_llm_error_t *
-ngx_http_llm_health_error(ngx_http_llm_health_e health)
-{
-    return &ngx_http_llm_health_errors[health];
 }
 
 

@@ -21,7 +21,7 @@ static const char *ngx_http_llm_status_text(ngx_uint_t status);
 static const char *ngx_http_llm_length_text(ngx_http_llm_ctx_t *ctx);
 
 
-/* by enum llm_ipc_status */
+/* what becomes of a request that an engine has, by enum llm_ipc_status */
 
 static ngx_http_llm_error_t  ngx_http_llm_status_errors[] = {
 
@@ -64,7 +64,35 @@ static ngx_http_llm_error_t  ngx_http_llm_status_errors[] = {
       "The model's output was not a number", 0 },
 
     { NGX_HTTP_INTERNAL_SERVER_ERROR, "engine_failed", NULL,
-      "The engine has failed", 0 }
+      "The engine failed at this request", 0 }
+};
+
+
+/* why an engine gets no request, where no status says the same */
+
+static ngx_http_llm_error_t  ngx_http_llm_engine_connecting = {
+    NGX_HTTP_SERVICE_UNAVAILABLE, "engine_connecting", NULL,
+    "The engine is being connected", 1
+};
+
+static ngx_http_llm_error_t  ngx_http_llm_engine_loading = {
+    NGX_HTTP_SERVICE_UNAVAILABLE, "engine_loading", NULL,
+    "The engine is loading its model", 5
+};
+
+static ngx_http_llm_error_t  ngx_http_llm_engine_stalled = {
+    NGX_HTTP_SERVICE_UNAVAILABLE, "engine_stalled", NULL,
+    "The engine does not answer", 5
+};
+
+static ngx_http_llm_error_t  ngx_http_llm_engine_failed = {
+    NGX_HTTP_SERVICE_UNAVAILABLE, "engine_failed", NULL,
+    "The engine has failed", 5
+};
+
+static ngx_http_llm_error_t  ngx_http_llm_engine_down = {
+    NGX_HTTP_SERVICE_UNAVAILABLE, "engine_down", NULL,
+    "The engine is not there", 2
 };
 
 
@@ -157,7 +185,9 @@ void
 ngx_http_llm_put_error(ngx_http_llm_writer_t *w, ngx_http_llm_error_t *error)
 {
     ngx_http_llm_put_text(w, "{\"error\":{\"message\":");
-    ngx_http_llm_put_c_string(w, error->message);
+    ngx_http_llm_put_c_string(w, error->message
+                                 ? error->message
+                                 : ngx_http_llm_status_text(error->status));
     ngx_http_llm_put_text(w, ",\"type\":");
     ngx_http_llm_put_c_string(w, ngx_http_llm_error_type(error->status));
     ngx_http_llm_put_text(w, ",\"param\":");
@@ -192,6 +222,35 @@ ngx_http_llm_error_t *
 ngx_http_llm_status_error(ngx_uint_t status)
 {
     return &ngx_http_llm_status_errors[status];
+}
+
+
+ngx_http_llm_error_t *
+ngx_http_llm_health_error(ngx_http_llm_health_e health)
+{
+    switch (health) {
+
+    case NGX_HTTP_LLM_CONNECTING:
+        return &ngx_http_llm_engine_connecting;
+
+    case NGX_HTTP_LLM_FULL:
+        return ngx_http_llm_status_error(LLM_IPC_QUEUE_FULL);
+
+    case NGX_HTTP_LLM_LOADING:
+        return &ngx_http_llm_engine_loading;
+
+    case NGX_HTTP_LLM_DRAINING:
+        return ngx_http_llm_status_error(LLM_IPC_DRAINING);
+
+    case NGX_HTTP_LLM_STALLED:
+        return &ngx_http_llm_engine_stalled;
+
+    case NGX_HTTP_LLM_FAILED:
+        return &ngx_http_llm_engine_failed;
+
+    default:
+        return &ngx_http_llm_engine_down;
+    }
 }
 
 
@@ -250,7 +309,7 @@ ngx_http_llm_length_text(ngx_http_llm_ctx_t *ctx)
 
     text = ngx_pnalloc(ctx->request->pool, 256);
     if (text == NULL) {
-        return "The prompt is too long";
+        return ctx->error.message;
     }
 
     last = text + 255;
@@ -353,7 +412,6 @@ ngx_http_llm_replace_page(ngx_http_request_t *r)
     ngx_memzero(&w, sizeof(ngx_http_llm_writer_t));
 
     error.status = r->err_status;
-    error.message = ngx_http_llm_status_text(r->err_status);
 
     w.pool = r->pool;
     w.last = &w.out;

@@ -179,7 +179,7 @@ typedef struct {
     ngx_uint_t                   status;
     const char                  *code;       /* or NULL */
     const char                  *param;      /* or NULL */
-    const char                  *message;
+    const char                  *message;    /* NULL: what its status says */
     ngx_uint_t                   retry_after;  /* seconds; 0: no header */
 } ngx_http_llm_error_t;
 
@@ -396,7 +396,6 @@ ngx_http_llm_health_e ngx_http_llm_engine_health(
 ngx_http_llm_health_e ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     ngx_http_llm_engine_t **best);
 ngx_http_llm_health_e ngx_http_llm_models_health(ngx_array_t *models);
-ngx_http_llm_error_t *ngx_http_llm_health_error(ngx_http_llm_health_e health);
 
 extern ngx_http_llm_error_t  ngx_http_llm_no_such_model;
 
@@ -494,6 +493,9 @@ void ngx_http_llm_put_error(ngx_http_llm_writer_t *w,
 
 /* of enum llm_ipc_status */
 ngx_http_llm_error_t *ngx_http_llm_status_error(ngx_uint_t status);
+
+/* of an engine that is not ready */
+ngx_http_llm_error_t *ngx_http_llm_health_error(ngx_http_llm_health_e health);
 
 /* fills ctx->error with what FINISHED says when it does not say OK */
 void ngx_http_llm_finished_error(ngx_http_llm_ctx_t *ctx);

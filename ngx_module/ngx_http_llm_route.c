@@ -42,13 +42,11 @@ static ngx_http_llm_error_t  ngx_http_llm_unknown_route = {
 };
 
 static ngx_http_llm_error_t  ngx_http_llm_wrong_method = {
-    NGX_HTTP_NOT_ALLOWED, "method_not_supported", NULL,
-    "This method is not allowed here", 0
+    NGX_HTTP_NOT_ALLOWED, "method_not_supported", NULL, NULL, 0
 };
 
 static ngx_http_llm_error_t  ngx_http_llm_no_tenant = {
-    NGX_HTTP_UNAUTHORIZED, "invalid_api_key", NULL,
-    "Authentication is required", 0
+    NGX_HTTP_UNAUTHORIZED, "invalid_api_key", NULL, NULL, 0
 };
 
 

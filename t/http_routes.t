@@ -87,6 +87,8 @@ for my $method (qw(GET HEAD PUT DELETE PATCH OPTIONS)) {
 }
 is(error_is('POST', '/v1/models', 405, 'invalid_request_error', 'method_not_supported', %ask)
     ->header('Allow'), 'GET, HEAD', 'Allow of models');
+is(error_is('PUT', '/v1/models', 405, 'invalid_request_error', 'method_not_supported')
+    ->json->{error}{message}, 'This method is not allowed here', 'words of a 405');
 error_is('POST', '/health', 405, 'invalid_request_error', 'method_not_supported', %ask);
 
 # tenants
