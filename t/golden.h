@@ -332,7 +332,7 @@ static int golden_run_case(struct golden_run *run, const struct golden_case *c)
     uint32_t chunk = run->options->chunk != 0 ? run->options->chunk : c->prompt.n;
     uint32_t slot, wrong = 0;
     struct llm_step_result r = {0};
-    int rc = ops->seq_create(run->backend, &sampling, NULL, 0, &slot);
+    int rc = ops->seq_create(run->backend, &sampling, NULL, 0, 0, &slot);
 
     if (rc != LLM_OK) {
         return rc;

@@ -58,6 +58,7 @@ struct llm_backend_info {
     uint32_t n_pages;
     uint64_t weight_bytes, scratch_bytes;
     uint8_t numerics_id[16]; /* differs when cached pages must not be shared (doc/design.md, 5) */
+    bool one_form; /* a row's bits do not depend on whether it decodes or reads a prompt */
 };
 
 /* How tokens are chosen for a sequence: fixed for its life. Applied in this order to the fp32
@@ -142,12 +143,12 @@ struct llm_backend_ops {
     void (*free)(struct llm_backend *b);
     const struct llm_backend_info *(*info)(const struct llm_backend *b);
 
-    /* A sequence slot: the last sampled token and the counts that penalties need. prompt: for the
-     * repetition penalty; not kept. LLM_ENOMEM when all slots are taken. */
+    /* A sequence slot: the last sampled token and the counts that penalties need. tokens: the
+     * prompt's, then those sampled before, for a sequence that had lost its slot; not kept.
+     * LLM_ENOMEM when all slots are taken. */
     int (*seq_create)(struct llm_backend *b, const struct llm_sampling *sampling,
-                      const uint32_t *prompt, uint32_t n_prompt, uint32_t *slot);
-    /* A copy with another choice index; the caller shares or copies the pages. */
-    int (*seq_fork)(struct llm_backend *b, uint32_t slot, uint32_t choice, uint32_t *forked);
+                      const uint32_t *tokens, uint32_t n_prompt, uint32_t n_sampled,
+                      uint32_t *slot);
     /* Steps in flight that name the slot finish first; their results are dropped by the caller. */
     void (*seq_free)(struct llm_backend *b, uint32_t slot);
 

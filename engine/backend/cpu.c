@@ -200,6 +200,7 @@ static void set_info(struct llm_backend *b)
     i->layout = b->layout;
     i->weight_bytes = b->model->bytes;
     i->scratch_bytes = b->memory_bytes;
+    i->one_form = true; /* sums are taken in one order, whatever the number of rows */
 
     /* what the bits of a page depend on; without --deterministic, what they depend on noticeably */
     i->numerics_id[0] = (uint8_t) b->options.numerics;
@@ -250,7 +251,6 @@ const struct llm_backend_ops llm_backend_cpu = {
     .free = backend_free,
     .info = info,
     .seq_create = llm_cpu_seq_create,
-    .seq_fork = llm_cpu_seq_fork,
     .seq_free = llm_cpu_seq_free,
     .submit = llm_cpu_submit,
     .wait = llm_cpu_wait,

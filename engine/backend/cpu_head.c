@@ -39,12 +39,7 @@ static const float *logits_of(const struct llm_backend *b, size_t wanted)
 static void remember(struct llm_cpu_slot *slot, uint32_t token)
 {
     slot->last = token;
-    if (slot->counts != NULL) {
-        slot->counts[token]++;
-    }
-    if (slot->seen != NULL) {
-        slot->seen[token / 32] |= 1u << token % 32;
-    }
+    llm_cpu_slot_count(slot, token, true);
 }
 
 /* top_ids and top_logprobs of *out point to the room for them. */

@@ -211,11 +211,12 @@ static inline float *llm_cpu_scratch(const struct llm_backend *b, uint32_t threa
 int llm_cpu_memory_init(struct llm_backend *b, struct llm_error *err);
 void llm_cpu_memory_free(struct llm_backend *b);
 
-/* cpu_slots.c: the three of struct llm_backend_ops, and what free needs. */
+/* cpu_slots.c: the two of struct llm_backend_ops, and what free needs. */
 int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *sampling,
-                       const uint32_t *prompt, uint32_t n_prompt, uint32_t *slot);
-int llm_cpu_seq_fork(struct llm_backend *b, uint32_t slot, uint32_t choice, uint32_t *forked);
+                       const uint32_t *tokens, uint32_t n_prompt, uint32_t n_sampled,
+                       uint32_t *slot);
 void llm_cpu_seq_free(struct llm_backend *b, uint32_t slot);
+void llm_cpu_slot_count(struct llm_cpu_slot *slot, uint32_t token, bool sampled); /* penalties */
 void llm_cpu_slots_free(struct llm_backend *b);
 
 /* cpu_submit.c: the steps' way in and out. */

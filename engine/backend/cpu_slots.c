@@ -51,9 +51,8 @@ static void *copy_of(const void *from, size_t n, size_t size, bool *failed)
     return p;
 }
 
-/* Fills an empty slot; `like` gives counts for a copy. False without memory. */
-static bool fill_slot(struct llm_cpu_slot *slot, const struct llm_sampling *s,
-                      const struct llm_cpu_slot *like)
+/* Fills an empty slot. False without memory. */
+static bool fill_slot(struct llm_cpu_slot *slot, const struct llm_sampling *s)
 {
     bool counts = s->presence_penalty != 0 || s->frequency_penalty != 0, failed = false;
     bool seen = s->repetition_penalty != 1;
@@ -61,10 +60,8 @@ static bool fill_slot(struct llm_cpu_slot *slot, const struct llm_sampling *s,
     slot->sampling = *s;
     slot->sampling.bias_ids = copy_of(s->bias_ids, s->n_bias, sizeof(*s->bias_ids), &failed);
     slot->sampling.bias = copy_of(s->bias, s->n_bias, sizeof(*s->bias), &failed);
-    slot->counts = copy_of(like != NULL ? like->counts : NULL, counts ? s->n_vocab : 0,
-                           sizeof(*slot->counts), &failed);
-    slot->seen = copy_of(like != NULL ? like->seen : NULL, seen ? (s->n_vocab + 31) / 32 : 0,
-                         sizeof(*slot->seen), &failed);
+    slot->counts = copy_of(NULL, counts ? s->n_vocab : 0, sizeof(*slot->counts), &failed);
+    slot->seen = copy_of(NULL, seen ? (s->n_vocab + 31) / 32 : 0, sizeof(*slot->seen), &failed);
     if (failed) {
         clear_slot(slot);
         return false;
@@ -95,8 +92,22 @@ static struct llm_cpu_slot *find_slot(struct llm_backend *b)
     return first;
 }
 
+void llm_cpu_slot_count(struct llm_cpu_slot *slot, uint32_t token, bool sampled)
+{
+    if (token >= slot->sampling.n_vocab) {
+        return; /* a row of padding: nobody can sample it */
+    }
+    if (sampled && slot->counts != NULL) {
+        slot->counts[token]++;
+    }
+    if (slot->seen != NULL) {
+        slot->seen[token / 32] |= 1u << token % 32;
+    }
+}
+
 int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *sampling,
-                       const uint32_t *prompt, uint32_t n_prompt, uint32_t *slot)
+                       const uint32_t *tokens, uint32_t n_prompt, uint32_t n_sampled,
+                       uint32_t *slot)
 {
     struct llm_cpu_slot *s;
 
@@ -104,13 +115,15 @@ int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *samplin
         return LLM_EINVAL;
     }
     s = find_slot(b);
-    if (s == NULL || !fill_slot(s, sampling, NULL)) {
+    if (s == NULL || !fill_slot(s, sampling)) {
         return LLM_ENOMEM;
     }
-    for (uint32_t i = 0; s->seen != NULL && i < n_prompt; i++) {
-        if (prompt[i] < sampling->n_vocab) {
-            s->seen[prompt[i] / 32] |= 1u << prompt[i] % 32;
-        }
+    for (uint32_t i = 0; i < n_prompt + n_sampled; i++) {
+        llm_cpu_slot_count(s, tokens[i], i >= n_prompt);
+    }
+    if (n_sampled > 0) {
+        s->last = tokens[n_prompt + n_sampled - 1];
+        s->has_token = true;
     }
     *slot = (uint32_t) (s - b->slots);
     return LLM_OK;
@@ -119,28 +132,6 @@ int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *samplin
 static bool is_live(const struct llm_backend *b, uint32_t slot)
 {
     return slot < b->options.max_seqs && b->slots[slot].used && !b->slots[slot].released;
-}
-
-int llm_cpu_seq_fork(struct llm_backend *b, uint32_t slot, uint32_t choice, uint32_t *forked)
-{
-    struct llm_sampling sampling;
-    struct llm_cpu_slot *s;
-
-    if (!is_live(b, slot)) {
-        return LLM_EINVAL;
-    }
-    llm_cpu_queue_wait(b->queue, b->slots[slot].last_job);
-    sampling = b->slots[slot].sampling;
-    sampling.choice = choice;
-    s = find_slot(b);
-    if (s == NULL || !fill_slot(s, &sampling, &b->slots[slot])) {
-        return LLM_ENOMEM;
-    }
-    s->has_token = b->slots[slot].has_token;
-    s->last = b->slots[slot].last;
-    s->over = b->slots[slot].over;
-    *forked = (uint32_t) (s - b->slots);
-    return LLM_OK;
 }
 
 void llm_cpu_seq_free(struct llm_backend *b, uint32_t slot)

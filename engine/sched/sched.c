@@ -222,7 +222,7 @@ static int start(struct llm_sched *s, struct llm_sequence *q)
     sampling.choice = q->nth;
     sampling.n_vocab = s->options.n_vocab;
     if (q->pages != NULL && (r->min_tokens == 0 || q->mask != NULL)) {
-        rc = s->ops->seq_create(s->backend, &sampling, q->prompt, q->n_prompt, &q->slot);
+        rc = s->ops->seq_create(s->backend, &sampling, q->prompt, q->n_prompt, 0, &q->slot);
     }
     if (rc != LLM_OK) {
         free_arrays(q);

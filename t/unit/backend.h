@@ -93,7 +93,7 @@ static uint32_t create(const struct llm_sampling *s, const uint32_t *prompt, uin
 {
     uint32_t slot = UINT32_MAX;
 
-    ops->seq_create(b, s, prompt, n, &slot);
+    ops->seq_create(b, s, prompt, n, 0, &slot);
     return slot;
 }
 

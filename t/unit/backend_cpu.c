@@ -209,26 +209,35 @@ static void test_sampling(void)
     free(scratch);
 }
 
-static void test_fork(void)
+/* A sequence that loses its slot and is given another goes on as if nothing had been. */
+static void test_anew(void)
 {
     struct llm_sampling s = greedy();
     struct llm_step_result r;
-    struct seq q, f;
-    uint32_t next;
+    struct seq q, again;
+    uint32_t want[4];
 
     s.frequency_penalty = 0.5f;
+    s.repetition_penalty = 1.2f;
     q = make_seq(0, &s);
-    run_one(&q, 5, 0, LLM_ROW_SAMPLE);
-    f = q;
-    is_int(ops->seq_fork(b, q.slot, 1, &f.slot), LLM_OK, "a fork");
-    ok(f.slot != q.slot, "in a slot of its own");
-    q.tokens[q.n] = f.tokens[f.n] = LLM_TOKEN_LAST;
-    r = run_one(&q, 1, 0, LLM_ROW_SAMPLE);
-    next = r.sampled[0].tokens[0];
     ops->seq_free(b, q.slot);
-    r = run_one(&f, 1, LLM_ROW_NO_WRITE, LLM_ROW_SAMPLE);
-    is_int(r.sampled[0].tokens[0], next, "with the last token and the counts of its origin");
-    ops->seq_free(b, f.slot);
+    q.slot = create(&s, q.tokens, 5);
+    again = q;
+    r = run_one(&q, 5, 0, LLM_ROW_SAMPLE);
+    for (uint32_t i = 0; i < 4; i++) {
+        want[i] = r.sampled[0].tokens[0];
+        again.tokens[5 + i] = want[i];
+        q.tokens[q.n] = LLM_TOKEN_LAST;
+        r = run_one(&q, 1, 0, LLM_ROW_SAMPLE);
+    }
+    ops->seq_free(b, q.slot);
+
+    again.n = 8; /* the rows of three sampled tokens are in the pages */
+    is_int(ops->seq_create(b, &s, again.tokens, 5, 4, &again.slot), LLM_OK, "a slot anew");
+    again.tokens[8] = LLM_TOKEN_LAST;
+    is_int(run_one(&again, 1, 0, LLM_ROW_SAMPLE).sampled[0].tokens[0], r.sampled[0].tokens[0],
+           "with the last token and the counts it had");
+    ops->seq_free(b, again.slot);
 }
 
 /* One sequence's latents are NaN; its batch mate must not notice. */
@@ -430,18 +439,17 @@ static void test_slots(void)
     bool fine = true;
 
     for (uint32_t i = 0; i < MAX_SEQS; i++) {
-        fine &= ops->seq_create(b, &s, NULL, 0, &slots[i]) == LLM_OK;
+        fine &= ops->seq_create(b, &s, NULL, 0, 0, &slots[i]) == LLM_OK;
     }
     ok(fine, "as many slots as asked for");
-    is_int(ops->seq_create(b, &s, NULL, 0, &slot), LLM_ENOMEM, "and no more");
-    is_int(ops->seq_fork(b, slots[0], 1, &slot), LLM_ENOMEM, "nor by a fork");
+    is_int(ops->seq_create(b, &s, NULL, 0, 0, &slot), LLM_ENOMEM, "and no more");
 
     /* freed while a step names it: the slot comes back once the step has run */
     q = make_seq(0, &s);
     q.slot = slots[0];
     submit_one(&q, 100, 0, 0, &ticket);
     ops->seq_free(b, slots[0]);
-    is_int(ops->seq_create(b, &s, NULL, 0, &slot), LLM_OK, "a slot freed in flight comes back");
+    is_int(ops->seq_create(b, &s, NULL, 0, 0, &slot), LLM_OK, "a slot freed in flight comes back");
     is_int(ops->wait(b, ticket, &r, NULL), LLM_OK, "and its step's results too");
     ops->seq_free(b, slot);
     for (uint32_t i = 1; i < MAX_SEQS; i++) {
@@ -449,7 +457,6 @@ static void test_slots(void)
     }
     ops->seq_free(b, slots[1]);
     ops->seq_free(b, UINT32_MAX);
-    is_int(ops->seq_fork(b, slots[1], 1, &slot), LLM_EINVAL, "no fork of a free slot");
 
     for (int i = 0; i < 12; i++) {
         bad = s;
@@ -463,13 +470,13 @@ static void test_slots(void)
         bad.n_bias = i >= 10;
         bad.bias_ids = i == 10 ? &wrong_id : slots;
         bad.bias = i == 11 ? &nan : &zero;
-        is_int(ops->seq_create(b, &bad, NULL, 0, &slot), LLM_EINVAL, "sampling refused, %d", i);
+        is_int(ops->seq_create(b, &bad, NULL, 0, 0, &slot), LLM_EINVAL, "sampling refused, %d", i);
     }
     bad = s;
     bad.n_bias = 1;
     bad.bias_ids = slots;
     bad.bias = &plus;
-    is_int(ops->seq_create(b, &bad, NULL, 0, &slot), LLM_EINVAL, "a bias without end");
+    is_int(ops->seq_create(b, &bad, NULL, 0, 0, &slot), LLM_EINVAL, "a bias without end");
 }
 
 struct counts {
@@ -544,7 +551,7 @@ int main(void)
         test_no_write();
         test_chaining();
         test_sampling();
-        test_fork();
+        test_anew();
         test_nan();
         test_pages();
         test_refusals();

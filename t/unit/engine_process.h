@@ -34,7 +34,6 @@ const struct llm_backend_ops llm_backend_cpu = {
     .free = fake_free,
     .info = fake_info,
     .seq_create = fake_seq_create,
-    .seq_fork = fake_seq_fork,
     .seq_free = fake_seq_free,
     .submit = fake_submit,
     .wait = fake_wait,

@@ -130,7 +130,8 @@ static const struct llm_backend_info *fake_info(const struct llm_backend *b)
 }
 
 static int fake_seq_create(struct llm_backend *b, const struct llm_sampling *sampling,
-                           const uint32_t *prompt, uint32_t n_prompt, uint32_t *slot)
+                           const uint32_t *tokens, uint32_t n_prompt, uint32_t n_sampled,
+                           uint32_t *slot)
 {
     if (sampling->top_k == FAKE_REFUSED_TOP_K) {
         return LLM_EINVAL;
@@ -146,19 +147,14 @@ static int fake_seq_create(struct llm_backend *b, const struct llm_sampling *sam
                 .logprobs = sampling->logprobs,
             };
             for (uint32_t j = 0; j < n_prompt; j++) {
-                s->poisoned = s->poisoned || prompt[j] == FAKE_POISON;
+                s->poisoned = s->poisoned || tokens[j] == FAKE_POISON;
             }
+            s->last = n_sampled > 0 ? tokens[n_prompt + n_sampled - 1] : 0;
             *slot = i;
             return LLM_OK;
         }
     }
     return LLM_ENOMEM;
-}
-
-static int fake_seq_fork(struct llm_backend *b, uint32_t slot, uint32_t choice, uint32_t *forked)
-{
-    (void) b, (void) slot, (void) choice, (void) forked;
-    return LLM_EUNSUPPORTED;
 }
 
 static void fake_seq_free(struct llm_backend *b, uint32_t slot)
@@ -323,7 +319,6 @@ static const struct llm_backend_ops fake_ops = {
     .free = fake_free,
     .info = fake_info,
     .seq_create = fake_seq_create,
-    .seq_fork = fake_seq_fork,
     .seq_free = fake_seq_free,
     .submit = fake_submit,
     .wait = fake_wait,

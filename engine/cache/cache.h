@@ -1,0 +1,124 @@
+/* The pages of the backend's latent pool: who uses them, what they hold, what is kept for later.
+ *
+ * A page is free, in use (held by one sequence or more), or idle: nobody uses it, but the index
+ * knows what it holds, until its room is needed. An indexed page has a digest (digest.h) and the
+ * token ids that it stands for. Below the pool lies the host tier: what is pushed out of the pool
+ * goes there, and comes back when it is asked for. Both tiers hold the same bytes.
+ *
+ * A page enters the index before it is computed, so that others with the same prefix can wait for
+ * it: until llm_cache_complete it is pending, and has a writer.
+ *
+ * Which idle page goes first: in each tier, of all tenants that hold more than their share
+ * (capacity by weight, among those that used a page lately), the page whose last use is longest
+ * ago. So who floods the cache pushes out his own pages, and who is alone has all of it.
+ *
+ * Bytes move by backend calls that run in the order of the steps; a step that names pages must
+ * carry llm_cache_fence. The model thread alone calls everything here but llm_cache_estimate. */
+
+#ifndef LLM_CACHE_CACHE_H
+#define LLM_CACHE_CACHE_H
+
+#include "engine/backend/backend.h"
+#include "engine/cache/digest.h"
+
+#include <stdbool.h>
+
+struct llm_cache;
+
+struct llm_cache_options {
+    uint64_t host_bytes;      /* of the host tier; 0: none */
+    uint32_t tenant_percent;  /* of either tier that one tenant's idle pages may fill, 1 … 100 */
+    uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
+    void *now_ctx;
+};
+
+/* LLM_ENOMEM says how much is missing. The backend must outlive the cache. */
+int llm_cache_new(const struct llm_backend_ops *ops, struct llm_backend *backend,
+                  const struct llm_cache_options *options, struct llm_cache **out,
+                  struct llm_error *err);
+void llm_cache_free(struct llm_cache *c); /* waits for copies under way */
+
+/* The tenant's entry in the cache's books; held until llm_cache_leave, and beyond that while pages
+ * of it are there. weight: 1 …; the last one said counts. NULL: no memory. */
+struct llm_cache_tenant;
+struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner[32],
+                                        uint32_t weight);
+void llm_cache_leave(struct llm_cache *c, struct llm_cache_tenant *t);
+
+/* Pages that can be had at once: free and idle ones. */
+uint32_t llm_cache_available(const struct llm_cache *c);
+uint32_t llm_cache_total(const struct llm_cache *c);
+
+/* Takes n pages that hold nothing yet, each with one user: all of them (LLM_OK) or none
+ * (LLM_EAGAIN). Idle pages go, into the host tier if there is one. */
+int llm_cache_take(struct llm_cache *c, uint32_t n, uint32_t *pages);
+
+/* One user more, or less, of a page in use. A page without users is idle if it is indexed and
+ * complete, else free. Drop the pages of a sequence together: the last of them go first. */
+void llm_cache_hold(struct llm_cache *c, uint32_t page);
+void llm_cache_drop(struct llm_cache *c, const uint32_t *pages, uint32_t n);
+
+bool llm_cache_shared(const struct llm_cache *c, uint32_t page); /* by two users or more */
+
+/* The longest run of a prefix that is indexed: fills pages[] (one user more each) and says how many
+ * of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages. Those in the
+ * host tier are given a page of the pool and are on their way; the run ends where none is to be
+ * had. Pending pages are part of the run. Counts hits and misses (tokens) for `t`. */
+struct llm_cache_found {
+    uint32_t n;         /* pages */
+    uint32_t n_pending; /* of them: the last ones may be, see llm_cache_pending */
+    uint32_t n_host;    /* of them: from the host tier */
+};
+void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
+                     const struct llm_digest *digests, const uint32_t *ids, uint32_t n,
+                     uint32_t *pages, struct llm_cache_found *found);
+
+/* The same without touching anything, from any thread: how many pages a match would find now, as
+ * far as one can tell. */
+uint32_t llm_cache_estimate(const struct llm_cache *c, const struct llm_digest *digests,
+                            uint32_t n);
+
+/* Indexes a page in use that is not indexed: pending, with a writer (anything but NULL). False: the
+ * digest is there already, or no memory for it; the page stays its user's own. */
+bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t page,
+                       const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS],
+                       const void *writer);
+
+/* All rows of an indexed page have been handed to the backend. */
+void llm_cache_complete(struct llm_cache *c, uint32_t page);
+
+bool llm_cache_indexed(const struct llm_cache *c, uint32_t page);
+bool llm_cache_pending(const struct llm_cache *c, uint32_t page);
+
+/* Of a pending page; NULL: whoever needs it may become the writer and compute it from its first
+ * row. Abandon before dropping a page that one does not complete. */
+const void *llm_cache_writer(const struct llm_cache *c, uint32_t page);
+void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer);
+
+/* Takes a page out of the index: what it holds must not be found any more. Its users keep it. */
+void llm_cache_forget(struct llm_cache *c, uint32_t page);
+
+/* The last copy that was begun: of every step from now on. */
+uint64_t llm_cache_fence(const struct llm_cache *c);
+
+/* 64-bit sums since the start, and what is there now. */
+enum llm_cache_tier { LLM_TIER_MEMORY, LLM_TIER_HOST, LLM_N_TIERS };
+
+struct llm_cache_counts {
+    uint64_t hit_tokens[LLM_N_TIERS]; /* of matched pages, by where they were */
+    uint64_t miss_tokens;             /* of full pages that had to be computed */
+    uint64_t evicted_pages[LLM_N_TIERS];
+    uint64_t bytes[LLM_N_TIERS];      /* indexed now */
+};
+
+struct llm_cache_counts llm_cache_counts(const struct llm_cache *c);
+
+/* Calls fn for every tenant that has pages or users. */
+typedef void llm_cache_tenant_fn(void *ctx, const uint8_t owner[32],
+                                 const struct llm_cache_counts *counts);
+void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx);
+
+/* Looks at all books at once: NULL, or what is wrong. For tests. */
+const char *llm_cache_check(const struct llm_cache *c);
+
+#endif
