@@ -150,7 +150,8 @@ $(BUILD)/golden/%/config.json: t/golden/%/config.json
 	@mkdir -p $(@D)
 	cp $< $@
 
-# t/bench/ROOM_thing.c prints figures, linked as a test of that room: make bench-ROOM_thing
+# t/bench/ROOM_thing.c prints figures, linked as a test of that room: make bench-ROOM_thing;
+# t/bench/edge.pl takes the worker's, in an nginx: make bench-edge
 define bench_rule
 $(BUILD)/bench/$(1): $(BUILD)/obj/t/bench/$(1).o $(call room_archives,$(firstword $(subst _, ,$(1))))
 	@mkdir -p $$(@D)
@@ -159,7 +160,14 @@ $(BUILD)/bench/$(1): $(BUILD)/obj/t/bench/$(1).o $(call room_archives,$(firstwor
 bench-$(1): $(BUILD)/bench/$(1) test-data
 	LLM_BUILD=$(BUILD) $$<
 endef
-$(foreach b,$(basename $(notdir $(wildcard t/bench/*.c))),$(eval $(call bench_rule,$(b))))
+$(foreach b,ipc $(basename $(notdir $(wildcard t/bench/*_*.c))),$(eval $(call bench_rule,$(b))))
+
+$(BUILD)/bench/eventfd: $(BUILD)/obj/t/bench/eventfd.o
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) $^ -o $@
+.PHONY: bench-edge
+bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
+	LLM_BUILD=$(BUILD) t/bench/edge.pl
 
 # --- demo ---
 

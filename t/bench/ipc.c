@@ -3,55 +3,12 @@
  *
  *   ipc [ROUND_TRIPS [RECORDS]] */
 
+#include "t/bench/eventfd.h"
 #include "t/unit/ipc_pair.h"
-
-#include <sys/eventfd.h>
 
 #define BLOCK 500 /* round trips of one kind in a row */
 
 #define BURST 64 /* tokens of one step, say, then a flush */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t) t.tv_sec * 1000000000u + (uint64_t) t.tv_nsec;
-}
-
-/* --- bare eventfd --- */
-
-static int ping_event, pong_event;
-
-static void event_put(int fd)
-{
-    uint64_t one = 1;
-
-    if (write(fd, &one, sizeof(one)) != sizeof(one)) {
-        die("write");
-    }
-}
-
-static void event_take(int fd)
-{
-    uint64_t n;
-
-    if (read(fd, &n, sizeof(n)) != sizeof(n)) {
-        die("read");
-    }
-}
-
-static void event_ping(void)
-{
-    event_put(ping_event);
-    event_take(pong_event);
-}
-
-static void event_pong(void)
-{
-    event_take(ping_event);
-    event_put(pong_event);
-}
 
 /* --- session --- */
 
@@ -139,10 +96,7 @@ static void round_trips(long n)
 
     for (long i = 0; i < n; i += BLOCK) {
         for (int j = 0; j < BLOCK; j++) {
-            uint64_t start = now_ns();
-
-            event_ping();
-            event[i + j] = now_ns() - start;
+            event[i + j] = event_ping();
         }
         for (int j = 0; j < BLOCK; j++) {
             uint64_t start = now_ns();
@@ -208,8 +162,7 @@ int main(int argc, char **argv)
     trips = (trips + BLOCK - 1) / BLOCK * BLOCK;
     engine.ring_entries = 0;
     pair_open(&pair, &small_worker, &engine);
-    ping_event = eventfd(0, EFD_CLOEXEC);
-    pong_event = eventfd(0, EFD_CLOEXEC);
+    event_open();
 
     child = fork();
     if (child < 0) {

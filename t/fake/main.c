@@ -252,9 +252,10 @@ static void session_receive(struct session *s)
     }
 }
 
-static void session_turn(struct session *s, uint64_t now)
+static void session_turn(struct session *s)
 {
     struct request *q, *next;
+    uint64_t now;
 
     if (session_gone(s)) {
         s->fake->counters.gone += s->open;
@@ -270,6 +271,7 @@ static void session_turn(struct session *s, uint64_t now)
     if (s->fake->consume) {
         session_receive(s);
     }
+    now = fake_now(); /* what has just come is due */
     for (q = s->requests; q != NULL && !s->dropped; q = next) {
         next = q->next;
         request_run(q, now);
@@ -491,15 +493,16 @@ static void loop(struct fake *f)
     struct epoll_event events[64];
 
     while (!f->stop) {
-        uint64_t now = fake_now();
+        uint64_t now;
         int n;
 
         f->next_due = UINT64_MAX;
         accept_all(f);
         for (struct session *s = f->sessions; s != NULL; s = s->next) {
-            session_turn(s, now);
+            session_turn(s);
         }
         reap(f);
+        now = fake_now();
         publish_state(f, now);
 
         n = epoll_wait(f->epoll, events, 64, sleep_time(f, now));
