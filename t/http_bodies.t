@@ -199,14 +199,20 @@ $c->write("POST /late/v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\
 is($c->response->body, 'late', 'too slow: an error_page');
 $h2 = LLM::HTTP2->new(port => $nginx->{ports}{2}, window => 0);
 my $submitted = $engine->counters->{submitted};
-$id = $h2->request('POST', '/v1/completions', body => '{"prompt":', end => 0);
-wait_until(5, sub { $h2->ping; $h2->{streams}{$id}{status} });
-$h2->data($id, '"x"}', 1);
-ok($h2->ping, 'HTTP/2: what comes after a 408');
-$h2->window($id, 1000);
-is($h2->answer($id)->{status}, 408, 'HTTP/2: 408');
-like($h2->answer($id)->{body}, qr/did not arrive in time/, 'HTTP/2: JSON');
-is($engine->counters->{submitted}, $submitted, 'HTTP/2: is dropped');
+# nginx would refuse what overflows its buffer, after an answer has begun
+for my $late ([ '/v1/completions', '"x"}', 'the rest' ],
+    [ '/small/v1/completions', 'x' x 10_000, 'too much' ]) {
+    my ($uri, $rest, $name) = @$late;
+    my $id = $h2->request('POST', $uri, body => '{"prompt":', end => 0);
+    wait_until(5, sub { $h2->ping; $h2->{streams}{$id}{status} });
+    $h2->data($id, $rest, 1);
+    ok($h2->ping, "HTTP/2: $name comes after a 408");
+    $h2->window($id, 1000);
+    is($h2->answer($id)->{status}, 408, "HTTP/2, $name: 408");
+    like($h2->answer($id)->{body}, qr/did not arrive in time/, "HTTP/2, $name: JSON");
+    ok($h2->answer($id)->{complete}, "HTTP/2, $name: complete");
+}
+is($engine->counters->{submitted}, $submitted, 'HTTP/2: what comes after a 408 is dropped');
 $h2->close;
 
 # the engine's own limit
