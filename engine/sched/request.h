@@ -7,6 +7,7 @@
 #define LLM_SCHED_REQUEST_H
 
 #include "engine/backend/backend.h"
+#include "engine/cache/digest.h"
 #include "engine/sched/tenant.h"
 
 /* How a request ended, as far as the scheduler knows. */
@@ -38,6 +39,7 @@ struct llm_sequence {
     uint32_t max_tokens; /* to be sampled, >= 1 */
     uint32_t choice; /* index in the request */
     uint32_t nth;    /* index among the choices of the same prompt: for the random numbers */
+    const struct llm_digest *digests; /* [n_prompt / 64] of the chain; NULL: not shared */
 
     enum llm_sequence_state state;
     struct llm_request *request;
@@ -54,6 +56,10 @@ struct llm_sequence {
 
 struct llm_request {
     uint8_t tenant_digest[32];
+    uint32_t weight;                   /* of the tenant; 0 is 1 */
+    enum llm_scope scope;              /* OFF: its pages are nobody else's business */
+    uint8_t owner_digest[32];          /* whom its cached pages are charged to (llm_scope_owner) */
+    struct llm_chain chain;            /* of its pages' digests; used where there are any */
     uint32_t max_running, max_pages;   /* of the tenant; 0: no limit */
     uint64_t queue_deadline, deadline; /* CLOCK_MONOTONIC ns; 0: none */
     struct llm_sampling sampling;      /* for all sequences, but for its `choice` */
@@ -66,7 +72,9 @@ struct llm_request {
     enum llm_outcome outcome;
     bool paused;
     bool started;
-    uint32_t n_alive; /* sequences that are not gone */
+    uint32_t cached_tokens; /* of its prompts, each counted once; each before its `started`, or its
+                             * first token: final when all of its sequences have had one */
+    uint32_t n_alive;       /* sequences that are not gone */
     struct llm_tenant *tenant;
 };
 

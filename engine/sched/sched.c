@@ -498,6 +498,12 @@ struct llm_sched_load llm_sched_load(const struct llm_sched *s)
     };
 }
 
+const struct llm_cache *llm_sched_cache(const struct llm_sched *s)
+{
+    (void) s;
+    return NULL;
+}
+
 /* Adds up the pages of a list; false when the list is not what it should be. */
 static bool check_list(const struct list *l, enum llm_sequence_state state, uint32_t *pages)
 {

@@ -11,6 +11,7 @@
 #ifndef LLM_SCHED_SCHED_H
 #define LLM_SCHED_SCHED_H
 
+#include "engine/cache/cache.h"
 #include "engine/sched/request.h"
 
 struct llm_sched;
@@ -19,6 +20,12 @@ struct llm_sched_options {
     uint32_t max_batch_tokens; /* rows of a step, >= max_seqs */
     uint32_t max_seqs;         /* running at once; the backend has as many slots */
     uint32_t n_vocab;          /* ids that may be sampled */
+    bool deterministic;        /* what the backend was loaded with */
+    uint64_t max_step_ns;      /* a step is made no longer, as far as can be told; 0: no bound */
+    uint64_t host_bytes;       /* of the cache's host tier; 0: none */
+    uint32_t tenant_percent;   /* of the cache that one tenant's idle pages may fill; 0: all */
+    uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
+    void *now_ctx;
 };
 
 struct llm_token {
@@ -84,6 +91,9 @@ int llm_sched_turn(struct llm_sched *s, struct llm_error *err);
 int llm_sched_quiesce(struct llm_sched *s, struct llm_error *err);
 
 struct llm_sched_load llm_sched_load(const struct llm_sched *s);
+
+/* Its cache: to be counted on the model thread, estimated on any. Lives as long as the scheduler. */
+const struct llm_cache *llm_sched_cache(const struct llm_sched *s);
 
 /* Looks at all books at once: NULL, or what is wrong. For tests. */
 const char *llm_sched_check(const struct llm_sched *s);
