@@ -246,7 +246,8 @@ is_deeply([ @$v{qw(tenant model prompt cached completion reasoning finish)} ],
     [ 'test', 'fake', 20, 16, 5, 0, 'stop' ], 'a stream');
 ok($v->{first} >= 0.05 && $v->{first} < 5, 'time to the first token');
 ok($v->{token} >= 0.008 && $v->{token} < 1, 'time between tokens');
-ok($v->{queue} >= 0, 'time in the queue');
+ok($v->{queue} >= 0.05 && $v->{queue} < 5, 'time in the queue');
+like($v->{$_}, qr/^\d+\.\d{6}$/, "$_: seconds and microseconds") for qw(first token queue);
 is_deeply([ @{ $chatted->[2] }{qw(completion reasoning finish)} ], [ 4, 2, 'stop' ], 'a chat');
 is_deeply([ $refused->[1], @{ $refused->[2] }{qw(finish first completion)} ], [ 400, 'error', '-', 0 ],
     'refused by the engine');
