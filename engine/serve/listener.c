@@ -1,10 +1,13 @@
 #include "engine/serve/listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -14,6 +17,7 @@
 
 /* Stands behind PATH until the socket listens; the process id makes it nobody else's. */
 #define NEW_SUFFIX ".4194304"
+#define LOCK_SUFFIX ".lock"
 
 static int make_address(const char *address, struct sockaddr_un *addr, struct llm_error *err)
 {
@@ -55,6 +59,59 @@ int llm_listener_check(const char *address, const char *group, struct llm_error 
     }
     return rc;
 }
+
+/* --- the lock ---
+ *
+ * Two engines that start together over a dead one's socket would both find the path free, and the
+ * later would take it from the earlier. So one at a time looks and takes. Its file goes when that
+ * is done; one that a killed engine left is locked by nobody. */
+
+struct lock {
+    int fd;
+    char path[sizeof(((struct sockaddr_un *) 0)->sun_path) + sizeof(LOCK_SUFFIX)];
+};
+
+static bool is_at(int fd, const char *path)
+{
+    struct stat here, there;
+
+    return fstat(fd, &here) == 0 && lstat(path, &there) == 0 && here.st_dev == there.st_dev &&
+           here.st_ino == there.st_ino;
+}
+
+static int take_lock(struct lock *lock, const char *path, struct llm_error *err)
+{
+    int rc;
+
+    snprintf(lock->path, sizeof(lock->path), "%s" LOCK_SUFFIX, path);
+    lock->fd = open(lock->path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (lock->fd < 0) {
+        rc = errno;
+        return llm_fail(err, LLM_EIO, "%s: cannot open: %s%s", lock->path, strerror(rc),
+                        rc == ENOENT   ? ": create its directory first"
+                        : rc == EACCES ? ": let this user write to its directory"
+                                       : "");
+    }
+
+    rc = flock(lock->fd, LOCK_EX | LOCK_NB) < 0 ? errno : 0;
+    if (rc == 0 && is_at(lock->fd, lock->path)) {
+        return LLM_OK;
+    }
+    close(lock->fd);
+    if (rc == 0 || rc == EWOULDBLOCK) { /* 0: locked, but removed before by the one that had it */
+        return llm_fail(err, LLM_EINVAL, "%s: another engine is starting there: stop it, or choose "
+                        "another path", path);
+    }
+    return llm_fail(err, LLM_EIO, "%s: cannot lock: %s", lock->path, strerror(rc));
+}
+
+static void drop_lock(struct lock *lock)
+{
+    unlink(lock->path);
+    close(lock->fd);
+}
+
+/* --- the socket --- */
 
 /* LLM_OK: nothing is there, or the socket of an engine that is dead. */
 static int check_free(const struct sockaddr_un *addr, struct llm_error *err)
@@ -116,38 +173,23 @@ static int bind_to(int fd, const struct sockaddr_un *addr, struct llm_error *err
     unlink(addr->sun_path); /* of a dead process that had our id */
     rc = bind(fd, (const struct sockaddr *) addr, sizeof(*addr)) < 0 ? errno : 0;
     umask(mask);
-    if (rc == 0) {
-        return LLM_OK;
-    }
-    return llm_fail(err, LLM_EIO, "%s: cannot listen: %s%s", addr->sun_path, strerror(rc),
-                    rc == ENOENT   ? ": create its directory first"
-                    : rc == EACCES ? ": let this user write to its directory"
-                                   : "");
+    return rc == 0 ? LLM_OK : llm_fail(err, LLM_EIO, "%s: cannot listen: %s", addr->sun_path,
+                                       strerror(rc));
 }
 
-int llm_listener_open(struct llm_listener *l, const char *address, const char *group,
+/* Puts a socket that listens in the place of what is at the address. */
+static int take_place(struct llm_listener *l, const struct sockaddr_un *addr, const char *group,
                       struct llm_error *err)
 {
-    struct sockaddr_un addr, new_addr;
+    struct sockaddr_un new_addr = *addr;
     struct stat st;
     int rc;
-
-    *l = (struct llm_listener){.fd = -1};
-
-    rc = make_address(address, &addr, err);
-    if (rc == LLM_OK) {
-        rc = check_free(&addr, err);
-    }
-    if (rc != LLM_OK) {
-        return rc;
-    }
 
     l->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (l->fd < 0) {
         return llm_fail(err, LLM_EIO, "socket: %s", strerror(errno));
     }
-    new_addr = addr;
-    snprintf(new_addr.sun_path + strlen(addr.sun_path), sizeof(NEW_SUFFIX), ".%d", (int) getpid());
+    snprintf(new_addr.sun_path + strlen(addr->sun_path), sizeof(NEW_SUFFIX), ".%d", (int) getpid());
     rc = bind_to(l->fd, &new_addr, err);
     if (rc != LLM_OK) {
         close(l->fd);
@@ -167,15 +209,39 @@ int llm_listener_open(struct llm_listener *l, const char *address, const char *g
     if (rc != LLM_OK) {
         goto fail;
     }
-    if (listen(l->fd, BACKLOG) < 0 || rename(l->path, addr.sun_path) < 0) {
-        rc = llm_fail(err, LLM_EIO, "%s: cannot listen: %s", addr.sun_path, strerror(errno));
+    if (listen(l->fd, BACKLOG) < 0 || rename(l->path, addr->sun_path) < 0) {
+        rc = llm_fail(err, LLM_EIO, "%s: cannot listen: %s", addr->sun_path, strerror(errno));
         goto fail;
     }
-    l->path[strlen(addr.sun_path)] = '\0';
+    l->path[strlen(addr->sun_path)] = '\0';
     return LLM_OK;
 
 fail:
     llm_listener_close(l);
+    return rc;
+}
+
+int llm_listener_open(struct llm_listener *l, const char *address, const char *group,
+                      struct llm_error *err)
+{
+    struct sockaddr_un addr;
+    struct lock lock;
+    int rc;
+
+    *l = (struct llm_listener){.fd = -1};
+
+    rc = make_address(address, &addr, err);
+    if (rc == LLM_OK) {
+        rc = take_lock(&lock, addr.sun_path, err);
+    }
+    if (rc != LLM_OK) {
+        return rc;
+    }
+    rc = check_free(&addr, err);
+    if (rc == LLM_OK) {
+        rc = take_place(l, &addr, group, err);
+    }
+    drop_lock(&lock);
     return rc;
 }
 
