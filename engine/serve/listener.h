@@ -22,7 +22,7 @@ int llm_listener_check(const char *address, const char *group, struct llm_error 
  * socket file that nobody answers on is replaced; one that somebody answers on, and anything that
  * is no socket, is an error that says what to do. The socket is made under another name beside
  * PATH, which it takes when it listens: nobody ever finds one there that does not answer yet. Of
- * processes that do this at the same time one wins, the others fail; PATH.lock is there meanwhile. */
+ * processes that do this at once one wins, the others fail; PATH.lock is there meanwhile. */
 int llm_listener_open(struct llm_listener *l, const char *address, const char *group,
                       struct llm_error *err);
 
