@@ -1,5 +1,7 @@
 #include "engine/serve/model_thread.h"
 
+#include "engine/base/clock.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -219,6 +221,10 @@ static int load(struct llm_model_thread *m)
                                .max_batch_tokens = m->served.max_batch_tokens,
                                .max_seqs = m->served.max_seqs,
                                .n_vocab = m->served.n_vocab,
+                               .deterministic = m->settings->deterministic,
+                               .max_step_ns = m->settings->max_step_ms * LLM_NS_PER_MS,
+                               .host_bytes = m->settings->host_latent_memory,
+                               .tenant_percent = m->settings->tenant_latent_percent,
                            },
                            &sink, &m->sched, &m->error);
     }

@@ -135,6 +135,35 @@ fail:
     return rc;
 }
 
+/* Bytes of the pool: what was asked for, or what suits the machine; `one` is what a sequence of full
+ * length takes. With the host tier it must fit into what this process can still use; for the pool
+ * alone the backend sees to that, which knows what else it needs. */
+static int choose_latent_bytes(const struct llm_settings *settings, uint64_t one, uint64_t *bytes,
+                               struct llm_error *err)
+{
+    uint64_t usable = llm_usable_memory(""), host = settings->host_latent_memory, wanted;
+
+    *bytes = settings->latent_memory;
+    if (*bytes == 0) {
+        *bytes = (usable - (host < usable ? host : usable)) / DEFAULT_SHARE;
+        if (*bytes > one * DEFAULT_SEQUENCES) {
+            *bytes = one * DEFAULT_SEQUENCES;
+        }
+    }
+
+    if (!llm_add_u64(*bytes, host, &wanted)) {
+        wanted = UINT64_MAX;
+    }
+    if (host > 0 && wanted > usable) {
+        return llm_fail(err, LLM_ENOMEM, "--host-latent-memory of %llu MiB and the latent memory "
+                        "of %llu MiB do not fit into the %llu MiB that are available: lower them "
+                        "by %llu MiB", (unsigned long long) host >> 20,
+                        (unsigned long long) *bytes >> 20, (unsigned long long) usable >> 20,
+                        (unsigned long long) ((wanted - usable) >> 20) + 1);
+    }
+    return LLM_OK;
+}
+
 /* Sizes of pool and context: what was asked for, or what suits model and machine. */
 static int choose_sizes(struct llm_served *s, const struct llm_settings *settings,
                         struct llm_backend_options *options, struct llm_error *err)
@@ -156,12 +185,9 @@ static int choose_sizes(struct llm_served *s, const struct llm_settings *setting
         return llm_fail(err, LLM_EINVAL, "the context length is absurd: set --max-context");
     }
 
-    options->latent_bytes = settings->latent_memory;
-    if (options->latent_bytes == 0) {
-        options->latent_bytes = llm_usable_memory("") / DEFAULT_SHARE;
-        if (options->latent_bytes > one * DEFAULT_SEQUENCES) {
-            options->latent_bytes = one * DEFAULT_SEQUENCES;
-        }
+    rc = choose_latent_bytes(settings, one, &options->latent_bytes, err);
+    if (rc != LLM_OK) {
+        return rc;
     }
 
     if (options->latent_bytes < one) {

@@ -14,7 +14,7 @@
 
 static const char *const devices[] = {"auto", "cpu", NULL};
 static const char *const numerics[] = {"default", "exact", NULL};
-static const char *const latent_dtypes[] = {"f32", "bf16", NULL};
+static const char *const latent_dtypes[] = {"f32", "bf16", "fp8", NULL};
 static const char *const log_levels[] = {"error", "warn", "notice", "info", "debug", NULL};
 
 /* Of a command alone, not of a file: the last ones of the table. */
@@ -37,20 +37,35 @@ static const struct llm_option table[] = {
     {.name = "deterministic", .kind = LLM_OPTION_SWITCH, .offset = AT(deterministic),
      .help = "the same bits whatever else runs at the same time"},
     {.name = "latent-dtype", .kind = LLM_OPTION_WORD, .offset = AT(latent_dtype),
-     .words = latent_dtypes, .arg = "f32|bf16",
+     .words = latent_dtypes, .arg = "f32|bf16|fp8",
      .help = "how latents are stored (default bf16; f32 with --numerics exact)"},
     {.name = "latent-memory", .kind = LLM_OPTION_SIZE, .offset = AT(latent_memory),
      .arg = "SIZE", .help = "memory for latents, such as 8g (default: a part of what is free)"},
+    {.name = "host-latent-memory", .kind = LLM_OPTION_SIZE, .offset = AT(host_latent_memory),
+     .arg = "SIZE", .help = "memory for prefixes that the latent memory has no room for "
+     "(default 0)"},
+    {.name = "tenant-latent-percent", .kind = LLM_OPTION_COUNT,
+     .offset = AT(tenant_latent_percent), .min = 1, .max = 100, .arg = "N",
+     .help = "part of either memory that one tenant's kept prefixes may fill (default 100)"},
     {.name = "max-context", .kind = LLM_OPTION_COUNT, .offset = AT(max_context), .min = 1,
      .max = INT32_MAX, .arg = "N",
      .help = "longest prompt and completion together (default: the model's)"},
     {.name = "max-batch-tokens", .kind = LLM_OPTION_COUNT, .offset = AT(max_batch_tokens),
      .min = 1, .max = 65536, .arg = "N", .help = "most tokens of one step (default 512)"},
+    {.name = "max-step-ms", .kind = LLM_OPTION_COUNT, .offset = AT(max_step_ms), .min = 1,
+     .max = 60000, .arg = "N",
+     .help = "how long a step with prompts may keep running streams waiting (default 100)"},
     {.name = "max-queue-requests", .kind = LLM_OPTION_COUNT, .offset = AT(max_queue_requests),
      .min = 1, .max = 1000000, .arg = "N", .help = "most requests that wait (default 1024)"},
     {.name = "max-queue-tokens", .kind = LLM_OPTION_COUNT, .offset = AT(max_queue_tokens),
      .min = 1, .max = UINT32_MAX, .arg = "N",
      .help = "most prompt tokens that wait (default 4194304)"},
+    {.name = "max-tenant-queue-requests", .kind = LLM_OPTION_COUNT,
+     .offset = AT(max_tenant_queue_requests), .min = 1, .max = 1000000, .arg = "N",
+     .help = "most requests of one tenant that wait (default: half of all)"},
+    {.name = "max-tenant-queue-tokens", .kind = LLM_OPTION_COUNT,
+     .offset = AT(max_tenant_queue_tokens), .min = 1, .max = UINT32_MAX, .arg = "N",
+     .help = "most prompt tokens of one tenant that wait (default: half of all)"},
     {.name = "send-timeout", .kind = LLM_OPTION_COUNT, .offset = AT(send_timeout), .min = 1,
      .max = 86400, .arg = "SECONDS",
      .help = "how long a request may stand still for a slow reader (default 60)"},
@@ -83,9 +98,9 @@ static int check(const struct llm_settings *s, struct llm_error *err)
     struct llm_names names;
     int rc = LLM_OK;
 
-    if (s->numerics == LLM_NUMERICS_EXACT && s->latent_dtype == LLM_LATENT_BF16) {
+    if (s->numerics == LLM_NUMERICS_EXACT && s->latent_dtype > LLM_LATENT_F32) {
         return llm_fail(err, LLM_EINVAL, "--numerics exact keeps latents in f32: leave out "
-                        "--latent-dtype bf16");
+                        "--latent-dtype %s", latent_dtypes[s->latent_dtype]);
     }
     if (s->listen != NULL) {
         rc = llm_listener_check(s->listen, s->socket_group, err);
@@ -99,6 +114,22 @@ static int check(const struct llm_settings *s, struct llm_error *err)
     return rc;
 }
 
+static uint32_t half(uint32_t n)
+{
+    return n / 2 + n % 2;
+}
+
+/* What a tenant may have of the queue when nobody says. */
+static void share_queue(struct llm_settings *s)
+{
+    if (s->max_tenant_queue_requests == 0) {
+        s->max_tenant_queue_requests = half(s->max_queue_requests);
+    }
+    if (s->max_tenant_queue_tokens == 0) {
+        s->max_tenant_queue_tokens = half(s->max_queue_tokens);
+    }
+}
+
 int llm_settings_read(struct llm_settings *s, int argc, char *const *argv, struct llm_error *err)
 {
     int rc;
@@ -106,7 +137,9 @@ int llm_settings_read(struct llm_settings *s, int argc, char *const *argv, struc
     *s = (struct llm_settings){
         .latent_dtype = -1,
         .log_level = LLM_LOG_NOTICE,
+        .tenant_latent_percent = 100,
         .max_batch_tokens = LLM_DEFAULT_BATCH_TOKENS,
+        .max_step_ms = 100,
         .max_queue_requests = 1024,
         .max_queue_tokens = 4 << 20,
         .send_timeout = 60,
@@ -124,8 +157,10 @@ int llm_settings_read(struct llm_settings *s, int argc, char *const *argv, struc
     }
     if (rc != LLM_OK) {
         llm_settings_free(s);
+        return rc;
     }
-    return rc;
+    share_queue(s);
+    return LLM_OK;
 }
 
 void llm_settings_print_help(void)

@@ -19,9 +19,14 @@ struct llm_settings {
     int latent_dtype; /* enum llm_latent_dtype; -1: as the numerics want */
     int log_level;    /* enum llm_log_level */
     bool deterministic, trust_special_tokens, test_config, version, help;
-    uint64_t latent_memory; /* bytes; 0: chosen at start */
-    uint32_t max_context;   /* tokens; 0: the model's, or what fits */
-    uint32_t max_batch_tokens, max_queue_requests, max_queue_tokens;
+    uint64_t latent_memory;      /* bytes; 0: chosen at start */
+    uint64_t host_latent_memory; /* bytes; 0: no host tier */
+    uint32_t tenant_latent_percent;
+    uint32_t max_context; /* tokens; 0: the model's, or what fits */
+    uint32_t max_batch_tokens;
+    uint32_t max_step_ms;
+    uint32_t max_queue_requests, max_queue_tokens;
+    uint32_t max_tenant_queue_requests, max_tenant_queue_tokens;
     uint32_t send_timeout; /* seconds */
     uint32_t threads; /* 0: one per core this process may use */
 };
