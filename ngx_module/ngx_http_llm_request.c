@@ -154,9 +154,17 @@ ngx_http_llm_watch_connection(ngx_http_request_t *r, ngx_uint_t ignore_abort)
 static void
 ngx_http_llm_read_handler(ngx_http_request_t *r)
 {
-    ngx_connection_t  *c;
+    ngx_connection_t    *c;
+    ngx_http_llm_ctx_t  *ctx;
 
     c = r->connection;
+    ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
+
+    if (ctx == NULL || !ctx->in_flight) {
+        /* it has ended, and an error_page left this handler alone */
+        ngx_http_block_reading(r);
+        return;
+    }
 
     if (!c->error && !ngx_http_llm_client_left(r)) {
         return;
@@ -172,8 +180,7 @@ ngx_http_llm_read_handler(ngx_http_request_t *r)
     ngx_log_error(NGX_LOG_INFO, c->log, 0,
                   "client prematurely closed connection");
 
-    ngx_http_llm_finalize(ngx_http_get_module_ctx(r, ngx_http_llm_module),
-                          NGX_HTTP_CLIENT_CLOSED_REQUEST);
+    ngx_http_llm_finalize(ctx, NGX_HTTP_CLIENT_CLOSED_REQUEST);
 }
 
 

@@ -28,6 +28,12 @@ EOT
         location /two/v1/ { llm_pass unix:%%SOCK%%; llm_tenant a; }
         location /after/v1/ { llm_pass unix:%%SOCK%%; llm_tenant a; post_action @silent; }
         location @silent { proxy_pass http://127.0.0.1:%%PORT4%%; }
+        location /refused/v1/ {
+            llm_pass unix:%%SOCK%%; llm_tenant a; llm_intercept_errors on; error_page 400 = @deaf;
+        }
+        location @deaf {
+            proxy_pass http://127.0.0.1:%%PORT4%%; proxy_ignore_client_abort on; proxy_read_timeout 1s;
+        }
 EOT
 );
 my ($worker) = $nginx->workers;
@@ -186,6 +192,17 @@ for my $stream (\0, \1) {
     });
 }
 sleep 0.4;
+
+# an error_page that takes its time: the client is that location's, and no request of ours is left
+
+for my $leave (qw(close reset)) {
+    my $c = $nginx->client;
+    $c->request('POST', '/refused/v1/completions', json => { prompt => 'x', max_tokens => -1 });
+    sleep 0.1;
+    $c->$leave;
+}
+sleep 0.1;
+is_deeply([ $nginx->workers ], [$worker], 'who leaves an error_page is not ours');
 close $silent;
 
 # while the session is made
