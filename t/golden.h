@@ -56,7 +56,9 @@ struct golden_options {
 struct golden_result {
     double layer, logit;         /* tiny */
     double logit_l2;             /* tiny: relative, of a run's logits together */
+    double row_l2;               /* tiny: the median of that over a run's rows */
     double logprob;              /* demo */
+    double nll;                  /* demo: of a run's texts, nats a token */
     uint32_t wrong, wrong_clear; /* greedy ids of a run, and those in cases that are not close */
     char wrong_cases[256];       /* demo: names of the cases that have some */
 };
@@ -245,6 +247,10 @@ struct golden_run {
     uint32_t position; /* of the step that runs */
     bool tapped;       /* the prompt: layers are recorded for it alone */
     double difference2, norm2;
+    double *row_l2; /* [n_rows] of those so far */
+    uint32_t n_rows;
+    double nll;
+    uint32_t n_nll;
     uint32_t wrong, wrong_clear;
 };
 
@@ -276,33 +282,69 @@ static void golden_compare_logits(struct golden_run *run, const float *logits, c
 {
     uint32_t vocab = run->g->model->config.vocab_size;
 
-    for (size_t i = 0; i < (size_t) n_rows * vocab; i++) {
-        double w = golden_float(want, (size_t) row * vocab + i), d = w - logits[i];
+    for (uint32_t r = 0; r < n_rows; r++, logits += vocab) {
+        double difference2 = 0, norm2 = 0;
 
-        golden_max(&run->result->logit, fabs(d));
-        run->difference2 += d * d;
-        run->norm2 += w * w;
+        for (uint32_t i = 0; i < vocab; i++) {
+            double w = golden_float(want, (size_t) (row + r) * vocab + i), d = w - logits[i];
+
+            golden_max(&run->result->logit, fabs(d));
+            difference2 += d * d;
+            norm2 += w * w;
+        }
+        run->row_l2[run->n_rows++] = sqrt(difference2 / norm2);
+        run->difference2 += difference2;
+        run->norm2 += norm2;
     }
+}
+
+static int golden_ascending(const void *a, const void *b)
+{
+    const double *x = a, *y = b;
+
+    return (*x > *y) - (*x < *y);
+}
+
+static double golden_log_sum_exp(const struct golden_run *run, const float *logits)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < run->g->model->config.vocab_size; i++) {
+        sum += exp(logits[i]);
+    }
+    return log(sum);
 }
 
 static void golden_compare_top(struct golden_run *run, const struct golden_case *c,
                                const float *logits, uint32_t step)
 {
-    uint32_t vocab = run->g->model->config.vocab_size;
-    double sum = 0;
+    double all = golden_log_sum_exp(run, logits);
 
-    for (uint32_t i = 0; i < vocab; i++) {
-        sum += exp(logits[i]);
-    }
     for (uint32_t i = step * GOLDEN_TOP; i < (step + 1) * GOLDEN_TOP; i++) {
         golden_max(&run->result->logprob,
-                   fabs(logits[c->top_ids[i]] - log(sum) - c->top_logprobs[i]));
+                   fabs(logits[c->top_ids[i]] - all - c->top_logprobs[i]));
+    }
+}
+
+/* What the rows from run->position on make of the tokens that follow them. */
+static void golden_add_nll(struct golden_run *run, const struct golden_case *c,
+                           const float *logits, uint32_t n_rows)
+{
+    for (uint32_t i = 0; i < n_rows; i++, logits += run->g->model->config.vocab_size) {
+        uint32_t next = run->position + i + 1, answer = next - c->prompt.n;
+
+        if (next < c->prompt.n + c->greedy.n) {
+            uint32_t id = next < c->prompt.n ? c->prompt.ids[next] : c->greedy.ids[answer];
+
+            run->nll += golden_log_sum_exp(run, logits) - logits[id];
+            run->n_nll++;
+        }
     }
 }
 
 /* One step of n tokens at run->position: all logits wanted, the last row sampled. */
 static int golden_step(struct golden_run *run, uint32_t slot, const uint32_t *tokens, uint32_t n,
-                       bool all_logits, struct llm_step_result *result)
+                       struct llm_step_result *result)
 {
     struct llm_step_seq seq = {
         .slot = slot, .position = run->position, .n_rows = n, .pages = run->pages};
@@ -315,7 +357,7 @@ static int golden_step(struct golden_run *run, uint32_t slot, const uint32_t *to
         return LLM_ENOMEM;
     }
     for (uint32_t i = 0; i < n; i++) {
-        flags[i] = all_logits || i + 1 == n ? LLM_ROW_LOGITS : 0;
+        flags[i] = LLM_ROW_LOGITS;
     }
     flags[n - 1] |= LLM_ROW_SAMPLE;
     step.flags = flags;
@@ -342,13 +384,14 @@ static int golden_run_case(struct golden_run *run, const struct golden_case *c)
     for (run->position = 0; run->position < c->prompt.n; run->position += chunk) {
         uint32_t left = c->prompt.n - run->position, n = left < chunk ? left : chunk;
 
-        rc = golden_step(run, slot, c->prompt.ids + run->position, n, c->prompt_logits != NULL,
-                         &r);
+        rc = golden_step(run, slot, c->prompt.ids + run->position, n, &r);
         if (rc != LLM_OK) {
             goto done;
         }
         if (c->prompt_logits != NULL) {
             golden_compare_logits(run, r.logits, c->prompt_logits, run->position, n);
+        } else {
+            golden_add_nll(run, c, r.logits, n);
         }
     }
 
@@ -362,12 +405,14 @@ static int golden_run_case(struct golden_run *run, const struct golden_case *c)
         if (c->top_ids != NULL) {
             golden_compare_top(run, c, last, i);
         }
-        rc = golden_step(run, slot, &c->greedy.ids[i], 1, true, &r);
+        rc = golden_step(run, slot, &c->greedy.ids[i], 1, &r);
         if (rc != LLM_OK) {
             goto done;
         }
         if (c->step_logits != NULL) {
             golden_compare_logits(run, r.logits, c->step_logits, i + 1, 1);
+        } else {
+            golden_add_nll(run, c, r.logits, 1);
         }
     }
 
@@ -409,12 +454,13 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
         .tap_ctx = &run,
     };
     struct llm_page_layout layout;
-    uint32_t n_pages;
+    uint32_t n_pages, n_rows = 0;
     int rc;
 
     for (uint32_t i = 0; i < g->n_cases; i++) {
         uint32_t prompt = g->cases[i].prompt.n, all = prompt + g->cases[i].greedy.n;
 
+        n_rows += all;
         o.max_context = all > o.max_context ? all : o.max_context;
         o.max_batch_tokens = prompt > o.max_batch_tokens ? prompt : o.max_batch_tokens;
     }
@@ -430,7 +476,10 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
     o.latent_bytes = n_pages * layout.page_bytes;
     llm_page_layout_free(&layout);
     run.pages = calloc(n_pages, sizeof(*run.pages));
-    if (run.pages == NULL) {
+    run.row_l2 = calloc(n_rows, sizeof(*run.row_l2));
+    if (run.pages == NULL || run.row_l2 == NULL) {
+        free(run.pages);
+        free(run.row_l2);
         return llm_fail(err, LLM_ENOMEM, "out of memory");
     }
     for (uint32_t i = 0; i < n_pages; i++) {
@@ -449,8 +498,12 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
         result->wrong_clear = run.wrong_clear;
     }
     golden_max(&result->logit_l2, sqrt(run.difference2 / (run.norm2 > 0 ? run.norm2 : 1)));
+    qsort(run.row_l2, run.n_rows, sizeof(*run.row_l2), golden_ascending);
+    golden_max(&result->row_l2, run.row_l2[run.n_rows / 2]);
+    result->nll = run.n_nll > 0 ? run.nll / run.n_nll : 0;
     options->ops->free(run.backend);
     free(run.pages);
+    free(run.row_l2);
     return rc;
 }
 

@@ -2,7 +2,7 @@
 
 # The recorded results of the tiny models and the demo model, through build/llm-golden: exact mode
 # fed whole and in chunks of 1, 7, 64 and 100 tokens, default mode whole (that chunks change no bit
-# is unit/backend_numerics). Not the demo model under a sanitizer, where it takes ten minutes.
+# is unit/backend_numerics) with latents of both types. Not the demo model under a sanitizer, where it takes ten minutes.
 
 use strict;
 use warnings;
@@ -15,10 +15,11 @@ my @folders = (@tiny, $ENV{LLM_SANITIZE} ? () : 'models/demo');
 
 is(scalar(@tiny), 5, 'five tiny models');
 
-for my $run (['exact'], ['default', qw(--chunk 0)]) {
-    my ($mode, @options) = @$run;
+for my $run ([qw(exact)], [qw(default --chunk 0)],
+             [qw(default --chunk 0 --latent-dtype fp8)]) {
+    my $mode = "@$run";
 
-    open(my $golden, '-|', "$build/llm-golden", '--numerics', $mode, @options, @folders)
+    open(my $golden, '-|', "$build/llm-golden", '--numerics', @$run, @folders)
         or die "llm-golden: $!";
     my @lines = <$golden>;
     close($golden);

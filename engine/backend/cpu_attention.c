@@ -194,11 +194,7 @@ static void latent_rows(struct llm_backend *b, uint32_t row, uint32_t n, uint32_
         llm_cpu_rope(kv + c->kv_lora_rank, b->cos_sin + r * c->qk_rope_dim, c->qk_rope_dim / 2);
         latent = llm_cpu_latent_row(b, b->row_seq[r]->pages[position / LLM_PAGE_TOKENS], b->layer,
                                     position % LLM_PAGE_TOKENS);
-        if (b->layout.dtype == LLM_LATENT_BF16) {
-            k->pack_bf16(kv, b->latent_width, (uint16_t *) (void *) latent);
-        } else {
-            memcpy(latent, kv, b->latent_width * sizeof(*kv));
-        }
+        llm_cpu_latent_pack(b, kv, latent);
     }
 }
 
@@ -324,23 +320,23 @@ static void sum_split(const struct llm_backend *b, const struct llm_cpu_attentio
     for (uint32_t page = split * SPLIT_PAGES; page < end; page++) {
         uint32_t first = page * LLM_PAGE_TOKENS;
         uint32_t keys = n_keys - first < LLM_PAGE_TOKENS ? n_keys - first : LLM_PAGE_TOKENS;
-        struct llm_cpu_matrix m = {
-            .dtype = b->layout.dtype == LLM_LATENT_BF16 ? LLM_CPU_BF16 : LLM_CPU_F32,
-            .rows = keys,
-            .cols = b->latent_width,
-            .data = llm_cpu_latent_row(b, item->seq->pages[page], b->layer, 0),
-            .stride = b->layout.planes[b->layer].row_bytes,
-        };
+        struct llm_cpu_latents l =
+            llm_cpu_latents_of(b, item->seq->pages[page], b->layer, keys);
+        struct llm_cpu_input query = {b->query, b->latent_width, rows};
+        struct llm_cpu_output out = {.data = scores, .ld = LLM_PAGE_TOKENS};
 
         for (uint32_t q = 0; q < n; q++) {
             uint32_t seen = item->position + q / item->n_heads + 1;
 
             valid[q] = seen <= first ? 0 : seen - first < keys ? seen - first : keys;
         }
-        k->dot(&m, 0, keys, (struct llm_cpu_input){b->query, b->latent_width, rows}, n,
-               (struct llm_cpu_output){.data = scores, .ld = LLM_PAGE_TOKENS}, scratch);
+        for (uint32_t i = 0; i < l.n_parts; i++) {
+            k->dot(&l.part[i], 0, keys, query, n, out, scratch);
+            query.data += l.part[i].cols;
+            out.store = LLM_CPU_ADD;
+        }
         k->softmax(scores, LLM_PAGE_TOKENS, n, valid, b->softmax_scale, s.max, s.sum, decay);
-        k->mix(&m, 0, keys, 0, rank, scores, LLM_PAGE_TOKENS, n,
+        k->mix(&l.part[0], 0, keys, 0, rank, scores, LLM_PAGE_TOKENS, n,
                page == split * SPLIT_PAGES ? NULL : decay, s.context, rank, scratch);
     }
 }

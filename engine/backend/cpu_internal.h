@@ -256,6 +256,20 @@ size_t llm_cpu_attention_scratch(const struct llm_backend *b);      /* floats */
 size_t llm_cpu_attention_max_partials(const struct llm_backend *b); /* floats */
 uint32_t llm_cpu_attention_max_items(const struct llm_backend *b);
 
+/* cpu_latent.c: rows of latents as they are stored. */
+
+/* Writes a row: rank latents, then the rotated part. */
+void llm_cpu_latent_pack(const struct llm_backend *b, const float *latent, char *row);
+
+/* The first n rows of a layer's plane of a page, for the kernels. part[0] has the latents in its
+ * first columns; after them, or in part[1] where it is of another type, the rotated part. */
+struct llm_cpu_latents {
+    struct llm_cpu_matrix part[2];
+    uint32_t n_parts;
+};
+struct llm_cpu_latents llm_cpu_latents_of(const struct llm_backend *b, uint32_t page,
+                                          uint32_t layer, uint32_t n);
+
 /* cpu_ffn.c: x += ffn(norm(x)) */
 void llm_cpu_ffn(struct llm_backend *b);
 size_t llm_cpu_ffn_scratch(const struct llm_backend *b); /* floats */

@@ -2,17 +2,25 @@
 
 #include <stdlib.h>
 
-static uint32_t row_bytes(enum llm_latent_dtype dtype, uint32_t rank, uint32_t rope)
+static void lay_out_row(struct llm_plane *p, enum llm_latent_dtype dtype)
 {
+    uint32_t n_scales = (p->rank + LLM_LATENT_BLOCK - 1) / LLM_LATENT_BLOCK;
+
     switch (dtype) {
     case LLM_LATENT_F32:
-        return (rank + rope) * 4;
+        p->rope_offset = p->rank * 4;
+        p->row_bytes = p->rope_offset + p->rope * 4;
+        break;
     case LLM_LATENT_BF16:
-        return (rank + rope) * 2;
+        p->rope_offset = p->rank * 2;
+        p->row_bytes = p->rope_offset + p->rope * 2;
+        break;
     case LLM_LATENT_FP8:
+        p->scale_offset = p->rank;
+        p->rope_offset = p->scale_offset + n_scales * 4;
+        p->row_bytes = (p->rope_offset + p->rope * 2 + 15) & ~15u;
         break;
     }
-    return (rank + (rank + 127) / 128 * 4 + rope * 2 + 15) & ~15u;
 }
 
 int llm_page_layout_init(struct llm_page_layout *l, const struct llm_model_config *c,
@@ -37,9 +45,9 @@ int llm_page_layout_init(struct llm_page_layout *l, const struct llm_model_confi
             .layer = mtp ? i - c->n_layers : i,
             .rank = c->kv_lora_rank,
             .rope = c->qk_rope_dim,
-            .row_bytes = row_bytes(dtype, c->kv_lora_rank, c->qk_rope_dim),
             .offset = l->page_bytes,
         };
+        lay_out_row(p, dtype);
         /* 64 rows: whatever the row, a multiple of 64 */
         l->page_bytes += (uint64_t) p->row_bytes * LLM_PAGE_TOKENS;
     }

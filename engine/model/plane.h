@@ -7,7 +7,8 @@
  *
  *   f32    rank * 4 + rope * 4 bytes
  *   bf16   rank * 2 + rope * 2 bytes
- *   fp8    rank e4m3 values, ceil(rank / 128) fp32 scales, rope bf16 values, zero padding to 16
+ *   fp8    rank e4m3 values, ceil(rank / 128) fp32 scales, rope bf16 values, zero padding to 16;
+ *          a latent is its value times the scale of its 128
  *
  * The main layers' planes come first, in layer order, then one per MTP layer, where the entry for
  * (hidden state i, token i + 1) stands in row i + 1. */
@@ -18,6 +19,7 @@
 #include "engine/model/config.h"
 
 #define LLM_PAGE_TOKENS 64
+#define LLM_LATENT_BLOCK 128 /* fp8: values that share a scale */
 
 enum llm_latent_dtype { LLM_LATENT_F32, LLM_LATENT_BF16, LLM_LATENT_FP8 };
 
@@ -27,6 +29,7 @@ struct llm_plane {
     enum llm_plane_kind kind;
     uint32_t layer;      /* index among its kind */
     uint32_t rank, rope; /* elements of a row */
+    uint32_t scale_offset, rope_offset; /* inside a row; scales: fp8 alone */
     uint32_t row_bytes;
     uint64_t offset;     /* of the plane inside the page */
 };

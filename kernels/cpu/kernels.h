@@ -111,8 +111,15 @@ struct llm_cpu_kernels {
     /* x[i] = a * x[i] */
     void (*scale)(float *x, float a, size_t n);
 
-    /* To the nearest bf16, ties to even; NaN stays NaN. */
-    void (*pack_bf16)(const float *x, size_t n, uint16_t *out);
+    /* To the nearest bf16, ties to even; NaN stays NaN. out: n times two bytes of any alignment. */
+    void (*pack_bf16)(const float *x, size_t n, void *out);
+
+    /* To the nearest e4m3, ties to even, by blocks of `block` values, the last of which may be
+     * shorter: x[i] is about out[i] * scales[i / block]. A scale is a 448th of the largest
+     * magnitude in its block, but at least the smallest normal float. No value becomes a code for
+     * NaN: a block that holds a NaN or an infinity has one for its scale. scales: floats of any
+     * alignment. The same bits from every instruction set. */
+    void (*pack_e4m3)(const float *x, size_t n, size_t block, uint8_t *out, void *scales);
 
     /* out[i] = exp((x[i] - shift) * scale), 0 where that is below the smallest normal; out may be
      * x. */

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -581,25 +582,81 @@ static void scale(float *x, float a, size_t n)
     }
 }
 
-static void pack_bf16(const float *x, size_t n, uint16_t *out)
+/* n <= LANES values that are bf16 already. */
+INLINE void store_bf16(vf v, size_t n, char *out)
 {
     uint32_t bits[LANES];
+    uint16_t halves[LANES];
+
+    memcpy(bits, &v, sizeof(bits));
+    for (size_t i = 0; i < LANES; i++) {
+        halves[i] = (uint16_t) (bits[i] >> 16);
+    }
+    memcpy(out, halves, n * sizeof(halves[0]));
+}
+
+static void pack_bf16(const float *x, size_t n, void *out)
+{
+    char *to = out;
     size_t i;
 
     for (i = 0; i + LANES <= n; i += LANES) {
-        vf v = vf_round_bf16(vf_load(x + i));
-
-        memcpy(bits, &v, sizeof(bits));
-        for (uint32_t j = 0; j < LANES; j++) {
-            out[i + j] = (uint16_t) (bits[j] >> 16);
-        }
+        store_bf16(vf_round_bf16(vf_load(x + i)), LANES, to + 2 * i);
     }
     if (i < n) {
-        vf v = vf_round_bf16(vf_load_n(x + i, (uint32_t) (n - i)));
+        store_bf16(vf_round_bf16(vf_load_n(x + i, (uint32_t) (n - i))), n - i, to + 2 * i);
+    }
+}
 
-        memcpy(bits, &v, sizeof(bits));
-        for (uint32_t j = 0; i + j < n; j++) {
-            out[i + j] = (uint16_t) (bits[j] >> 16);
+INLINE uint32_t bits_of(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+/* The code of the nearest e4m3; of 448 for what is beyond it and for NaN. Below 2^-6 its values
+ * stand 2^-9 apart, as floats do from 2^14 on; elsewhere it keeps three bits of the fraction. */
+INLINE uint8_t e4m3_of(float x)
+{
+    const uint32_t largest = bits_of(448), smallest_normal = bits_of(0x1p-6f);
+    uint32_t bits = bits_of(x), a = bits & 0x7fffffff, normal, subnormal;
+
+    a = a < largest ? a : largest;
+    normal = ((a + 0x7ffff + (a >> 20 & 1)) >> 20) - ((127 - 7) << 3);
+    subnormal = bits_of(float_of(a) + 0x1p14f) - bits_of(0x1p14f);
+    return (uint8_t) ((bits >> 24 & 0x80) | (a < smallest_normal ? subnormal : normal));
+}
+
+/* In plain C, which the compiler turns into vectors: nothing here rounds in more than one way. */
+static void pack_e4m3(const float *x, size_t n, size_t block, uint8_t *out, void *scales)
+{
+    char *to = scales;
+
+    for (size_t at = 0, m; at < n; at += m, to += sizeof(float)) {
+        uint32_t largest = 0; /* as bits, where infinity is above all numbers and NaN above that */
+        float factor;
+
+        m = n - at < block ? n - at : block;
+        for (size_t i = at; i < at + m; i++) {
+            uint32_t a = bits_of(x[i]) & 0x7fffffff;
+
+            largest = a > largest ? a : largest;
+        }
+        factor = float_of(largest) / 448;
+        factor = factor < FLT_MIN ? FLT_MIN : factor;
+        memcpy(to, &factor, sizeof(factor));
+        for (size_t i = at; i < at + m; i++) {
+            out[i] = e4m3_of(x[i] / factor);
         }
     }
 }
@@ -631,5 +688,6 @@ const struct llm_cpu_kernels KERNELS_NAME = {
     .combine = combine,
     .scale = scale,
     .pack_bf16 = pack_bf16,
+    .pack_e4m3 = pack_e4m3,
     .exp_scaled = exp_scaled,
 };

@@ -45,11 +45,11 @@ static const char *golden_dir(const char *name)
     return path;
 }
 
-static struct llm_backend_options options(bool exact)
+static struct llm_backend_options options(enum llm_latent_dtype latents)
 {
     return (struct llm_backend_options){
-        .numerics = exact ? LLM_NUMERICS_EXACT : LLM_NUMERICS_DEFAULT,
-        .latent_dtype = exact ? LLM_LATENT_F32 : LLM_LATENT_BF16,
+        .numerics = latents == LLM_LATENT_F32 ? LLM_NUMERICS_EXACT : LLM_NUMERICS_DEFAULT,
+        .latent_dtype = latents,
         .latent_bytes = 64 << 20,
         .max_context = MAX_CONTEXT,
         .max_batch_tokens = MAX_ROWS,
@@ -58,9 +58,9 @@ static struct llm_backend_options options(bool exact)
     };
 }
 
-static void start(const char *name, bool exact)
+static void start(const char *name, enum llm_latent_dtype latents)
 {
-    struct llm_backend_options o = options(exact);
+    struct llm_backend_options o = options(latents);
     struct llm_error err;
 
     if (llm_model_open(golden_dir(name), &model, &err) != LLM_OK

@@ -4,6 +4,7 @@
 #include "kernels/cpu/kernels.h"
 #include "t/unit/tap.h"
 
+#include <float.h>
 #include <math.h>
 
 static uint64_t random_state = 20;
@@ -477,6 +478,100 @@ static void test_elements(const struct llm_cpu_kernels *k)
     ok(scaled, "%s: scale", k->isa);
 }
 
+/* The nearest of all codes, of two equally near the even one; no code beyond 448, no NaN. */
+static uint8_t e4m3_reference(float x)
+{
+    uint8_t best = 0, sign = signbit(x) ? 0x80 : 0;
+    double least = INFINITY;
+
+    for (uint32_t c = 0; c < 0x7f; c++) {
+        double off = fabs(fabs((double) x) - e4m3((uint8_t) c));
+
+        if (off < least || (off == least && c % 2 == 0)) {
+            least = off;
+            best = (uint8_t) c;
+        }
+    }
+    return best | sign;
+}
+
+/* A block's values: ordinary ones, zeros, the largest and smallest floats, halfway between two
+ * codes, of all magnitudes. */
+static void fill_block(float *x, size_t n)
+{
+    int kind = (int) rnd(6);
+    float size = kind == 2 ? FLT_MAX : kind == 3 ? 0x1p-140f : 1;
+
+    for (size_t i = 0; i < n; i++) {
+        x[i] = kind == 1 ? 0 : uniform() * size;
+        if (kind == 4) { /* with 448 the scale is 1 */
+            x[i] = i == 0 ? -448 : (e4m3((uint8_t) rnd(0x7e)) + e4m3((uint8_t) rnd(0x7e))) / 2;
+        } else if (kind == 5) {
+            x[i] = from_bits(rnd(1 << 16) << 16 | rnd(1 << 16));
+            x[i] = isfinite(x[i]) ? x[i] : -0.0f;
+        }
+    }
+}
+
+static void test_pack_e4m3(const struct llm_cpu_kernels *k)
+{
+    bool codes = true, scales = true, borders = true, whole = true;
+
+    for (int round = 0; round < 600; round++) {
+        size_t block = round % 2 ? 128 : 1 + rnd(40), n = 1 + rnd(600), at = 0;
+        size_t n_scales = (n + block - 1) / block;
+        float *x = floats(n);
+        uint8_t *out = allocate(n + 1), *factors = allocate(n_scales * 4 + 2) ;
+
+        for (at = 0; at < n; at += block) {
+            fill_block(x + at, n - at < block ? n - at : block);
+        }
+        out[n] = 0xee;
+        factors[0] = factors[n_scales * 4 + 1] = 0xee;
+        k->pack_e4m3(x, n, block, out, factors + 1); /* of no alignment */
+        borders &= out[n] == 0xee && factors[0] == 0xee && factors[n_scales * 4 + 1] == 0xee;
+
+        for (size_t i = 0; i < n; i++) {
+            float largest = 0, factor;
+
+            for (size_t j = i / block * block; j < n && j < (i / block + 1) * block; j++) {
+                largest = fmaxf(largest, fabsf(x[j]));
+            }
+            memcpy(&factor, factors + 1 + i / block * 4, sizeof(factor));
+            scales &= factor == fmaxf(largest / 448, FLT_MIN);
+            codes &= out[i] == e4m3_reference(x[i] / factor);
+            whole &= x[i] != largest || largest < 448 * FLT_MIN || out[i] == 0x7e;
+        }
+        free(x);
+        free(out);
+        free(factors);
+    }
+    ok(codes, "%s: pack_e4m3: the nearest code, ties to even", k->isa);
+    ok(scales && whole, "%s: pack_e4m3: the largest becomes 448", k->isa);
+    ok(borders, "%s: pack_e4m3: nothing written beyond", k->isa);
+
+    for (int i = 0; i < 3; i++) {
+        static const float bad[] = {NAN, INFINITY, -INFINITY};
+        float x[256], factors[2], back[256];
+        struct llm_cpu_matrix m = {LLM_CPU_E4M3, 1, 256, NULL, 256, factors, 8, 1, 128};
+        uint8_t out[256];
+        bool good = true;
+
+        for (int j = 0; j < 256; j++) {
+            x[j] = uniform();
+        }
+        x[17] = bad[i];
+        k->pack_e4m3(x, 256, 128, out, factors);
+        m.data = out;
+        k->unpack_row(&m, 0, back);
+        for (int j = 0; j < 256; j++) {
+            good &= (out[j] & 0x7f) != 0x7f && (j >= 128) == isfinite(back[j]);
+        }
+        ok(good, "%s: pack_e4m3: a block with %f is not finite, the next one is", k->isa,
+           (double) bad[i]);
+    }
+}
+
 static void test_exp(const struct llm_cpu_kernels *k)
 {
     float special[] = {0, -INFINITY, -88, 1000, NAN}, out[5];
@@ -523,6 +618,7 @@ int main(void)
         test_mix(k);
         test_softmax(k);
         test_elements(k);
+        test_pack_e4m3(k);
         test_exp(k);
     }
     ok(llm_cpu_kernels_pick(NULL) != NULL, "the best one here");
