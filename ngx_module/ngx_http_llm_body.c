@@ -430,15 +430,6 @@ ngx_http_llm_parsed(ngx_http_request_t *r)
     ctx->account.model.data = (u_char *) params->model;
     ctx->account.model.len = params->model_len;
 
-    if (params->ignored_len
-        && ngx_http_llm_add_header(r, "x-llm-ignored", params->ignored,
-                                   params->ignored_len)
-           != NGX_OK)
-    {
-        ngx_http_llm_finalize(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR);
-        return;
-    }
-
     if (params->fault.status) {
         ngx_memzero(&error, sizeof(ngx_http_llm_error_t));
 

@@ -13,6 +13,8 @@ static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
 
 
 static ngx_int_t ngx_http_llm_header_filter(ngx_http_request_t *r);
+static ngx_int_t ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx,
+    ngx_uint_t status);
 static ngx_int_t ngx_http_llm_replace_page(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_has_error_page(ngx_http_request_t *r,
     ngx_uint_t status);
@@ -99,7 +101,6 @@ static ngx_http_llm_error_t  ngx_http_llm_engine_down = {
 ngx_int_t
 ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
 {
-    u_char                   *p;
     ngx_int_t                 rc;
     ngx_http_request_t       *r;
     ngx_http_llm_writer_t     w;
@@ -107,28 +108,9 @@ ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
 
     r = ctx->request;
 
-    if (error->retry_after) {
-        p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
-        if (p == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
+    /* the header filter adds what belongs to it */
 
-        if (ngx_http_llm_add_header(r, "Retry-After", p,
-                                    ngx_sprintf(p, "%ui", error->retry_after)
-                                    - p)
-            != NGX_OK)
-        {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    if (error->status == NGX_HTTP_UNAUTHORIZED
-        && ngx_http_llm_add_header(r, "WWW-Authenticate", "Bearer",
-                                   sizeof("Bearer") - 1)
-           != NGX_OK)
-    {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
+    ctx->error = *error;
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
@@ -380,9 +362,7 @@ ngx_http_llm_header_filter(ngx_http_request_t *r)
         return ngx_http_next_header_filter(r);
     }
 
-    if (ngx_http_llm_add_header(r, "x-request-id", ctx->id, sizeof(ctx->id))
-        != NGX_OK)
-    {
+    if (ngx_http_llm_add_headers(ctx, r->headers_out.status) != NGX_OK) {
         return NGX_ERROR;
     }
 
@@ -393,6 +373,66 @@ ngx_http_llm_header_filter(ngx_http_request_t *r)
     }
 
     return ngx_http_next_header_filter(r);
+}
+
+
+static ngx_int_t
+ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t status)
+{
+    u_char                *p;
+    ngx_http_request_t    *r;
+    ngx_http_llm_error_t  *error;
+
+    r = ctx->request;
+    error = &ctx->error;
+
+    if (ngx_http_llm_add_header(r, "x-request-id", ctx->id, sizeof(ctx->id))
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (ctx->params.ignored_len
+        && ngx_http_llm_add_header(r, "x-llm-ignored", ctx->params.ignored,
+                                   ctx->params.ignored_len)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (status != error->status) {
+        /* no error, or an error_page has made something else of it */
+        return NGX_OK;
+    }
+
+    if (status == NGX_HTTP_UNAUTHORIZED
+        && ngx_http_llm_add_header(r, "WWW-Authenticate", "Bearer",
+                                   sizeof("Bearer") - 1)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (status == NGX_HTTP_NOT_ALLOWED
+        && ngx_http_llm_add_header(r, "Allow", ctx->route->allow.data,
+                                   ctx->route->allow.len)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (error->retry_after == 0) {
+        return NGX_OK;
+    }
+
+    p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_add_header(r, "Retry-After", p,
+                                   ngx_sprintf(p, "%ui", error->retry_after)
+                                   - p);
 }
 
 

@@ -82,14 +82,6 @@ ngx_http_llm_handler(ngx_http_request_t *r)
     ctx->route = route;
 
     if (!(r->method & route->methods)) {
-
-        if (ngx_http_llm_add_header(r, "Allow", route->allow.data,
-                                    route->allow.len)
-            != NGX_OK)
-        {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
         return ngx_http_llm_send_error(ctx, &ngx_http_llm_wrong_method);
     }
 

@@ -40,6 +40,18 @@ EOT
             error_page 503 = @second;
         }
         location @second { llm_pass unix:%%SOCK%%; }
+        location /calm/v1/ {
+            llm_pass unix:%%DIR%%/nobody.sock;
+            llm_intercept_errors on;
+            error_page 503 =200 /busy.html;
+        }
+        location /model/v1/ {
+            llm_model one unix:%%DIR%%/nobody.sock;
+            llm_model two unix:%%SOCK%%;
+            llm_intercept_errors on;
+            error_page 503 = @third;
+        }
+        location @third { llm_model one unix:%%SOCK%%; }
         location /password/v1/ {
             llm_pass unix:%%SOCK%%; auth_basic x; auth_basic_user_file %%DIR%%/users;
         }
@@ -191,7 +203,15 @@ error_is('pages without llm_intercept_errors', ask('status=invalid', uri => '/ig
     400, undef);
 $r = ask('tokens=1 end=50 status=queue_full', uri => '/pages/v1/completions', stream => \1);
 is($r->api_error->{code}, 'engine_full', 'no page in the middle of a stream');
-is(ask('tokens=2', uri => '/fallback/v1/completions')->text, 't0 t1', 'another engine as a page');
+$r = ask('tokens=2', uri => '/fallback/v1/completions');
+is($r->text, 't0 t1', 'another engine as a page');
+is($r->header('Retry-After'), undef, 'an answer says nothing of what failed before it');
+$r = ask('tokens=2', uri => '/calm/v1/completions');
+is($r->status, 200, 'a page with a status of its own');
+is($r->header('Retry-After'), undef, 'and no more of the error');
+$r = ask('tokens=2', uri => '/model/v1/completions', model => 'one', unheard_of => 1);
+is($r->text, 't0 t1', 'a body that is read twice');
+is($r->header('x-llm-ignored'), 'unheard_of', 'what was left out is said once');
 is(ask('tokens=2', uri => '/fallback/v1/completions', stream => \1)->text, 't0 t1', 'streamed');
 
 # variables outlive the redirect
