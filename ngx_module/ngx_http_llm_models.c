@@ -11,6 +11,8 @@ static ngx_int_t ngx_http_llm_answer_from_state(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_state_answer_pt answer);
 static void ngx_http_llm_resume_answer(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx);
+static ngx_http_llm_error_t *ngx_http_llm_unlisted(ngx_array_t *models,
+    ngx_str_t *name);
 static void ngx_http_llm_put_model(ngx_http_llm_writer_t *w,
     ngx_http_llm_model_t *model, ngx_str_t *only, ngx_uint_t *n);
 static ngx_uint_t ngx_http_llm_was_named(struct llm_ipc_state *state,
@@ -155,10 +157,34 @@ ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx)
         ngx_http_llm_put_text(w, "]}");
 
     } else if (n == 0) {
-        return ngx_http_llm_send_error(ctx, &ngx_http_llm_no_such_model);
+        return ngx_http_llm_send_error(ctx,
+                               ngx_http_llm_unlisted(llcf->models, only));
     }
 
     return ngx_http_llm_send_json(ctx, NGX_HTTP_OK, w);
+}
+
+
+/* why a name is not there: nobody has it, or whoever has it does not serve */
+
+static ngx_http_llm_error_t *
+ngx_http_llm_unlisted(ngx_array_t *models, ngx_str_t *name)
+{
+    ngx_http_llm_model_t   *model;
+    ngx_http_llm_health_e   health;
+    ngx_http_llm_engine_t  *engine;
+
+    model = ngx_http_llm_find_model(models, name);
+
+    if (model) {
+        health = ngx_http_llm_model_health(model, &engine);
+
+        if (health > NGX_HTTP_LLM_FULL) {
+            return ngx_http_llm_health_error(health);
+        }
+    }
+
+    return &ngx_http_llm_no_such_model;
 }
 
 

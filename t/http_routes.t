@@ -131,6 +131,8 @@ is_deeply([ map { $_->{id} } @{ status_is('GET', '/two/v1/models', 200)->json->{
     [ 'first', 'second "model"' ], 'configured models, those that are there');
 is(status_is('GET', '/two/v1/models/second%20%22model%22', 200)->json->{id}, 'second "model"',
     'an escaped name');
+error_is('GET', '/two/v1/models/third', 503, 'server_error', 'engine_down');
+error_is('GET', '/two/v1/models/fourth', 404, 'invalid_request_error', 'model_not_found');
 
 # the model field
 
