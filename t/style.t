@@ -70,11 +70,15 @@ sub room {
     return '';
 }
 
+# what a backend must do may be known where no backend is linked
+my %interface = ('cache engine/backend/backend.h' => 1);
+
 none('includes follow the arrows', [ grep { !m{^t/} } @c ], sub {
     my ($file, $line) = @_;
     my ($included) = $line =~ /^\s*#\s*include\s+"([^"]+)"/ or return 0;
     my ($from, $to) = (room($file), room($included));
 
+    return 0 if $interface{"$from $included"};
     return $to ne $from && !grep { $_ eq $to } @{ $needs{$from} // [] };
 });
 none('includes are relative to the root', \@c, sub {

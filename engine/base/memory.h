@@ -1,0 +1,13 @@
+/* Large blocks that hold what people asked or were told: mapped from the system, zeroed, and kept
+ * out of core dumps. */
+
+#ifndef LLM_BASE_MEMORY_H
+#define LLM_BASE_MEMORY_H
+
+#include <stdint.h>
+
+/* NULL where bytes is 0 or the system has no room. A page of it is there once it is touched. */
+void *llm_memory_map(uint64_t bytes);
+void llm_memory_unmap(void *p, uint64_t bytes); /* p may be NULL */
+
+#endif

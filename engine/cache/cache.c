@@ -1,0 +1,737 @@
+#include "engine/cache/cache.h"
+#include "engine/base/clock.h"
+#include "engine/base/machine.h"
+#include "engine/cache/host.h"
+#include "engine/cache/tier.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define NONE UINT32_MAX
+
+/* An indexed page: in the pool, in the host tier, or in both. */
+struct entry {
+    uint32_t page, slot;             /* NONE: not there */
+    struct llm_cache_tenant *tenant; /* NULL: a free entry */
+};
+
+/* A page of the pool. The index is one of the users of an indexed page. */
+struct page {
+    const void *writer;
+    uint32_t entry; /* LLM_NO_ENTRY: not indexed */
+    bool pending;
+};
+
+struct llm_cache {
+    const struct llm_backend_ops *ops;
+    struct llm_backend *backend;
+    uint64_t page_bytes;
+    uint32_t n_planes;
+    uint64_t (*now)(void *ctx);
+    void *now_ctx;
+    uint32_t most_of_tenant[LLM_N_TIERS]; /* pages that one tenant may leave there */
+
+    struct llm_index index;
+    struct entry *entries; /* [index.capacity] */
+    struct llm_pool pool;
+    struct page *pages; /* [pool.n_pages] */
+    struct llm_host host;
+    struct llm_owners owners;
+    struct llm_tier tiers[LLM_N_TIERS];
+    struct llm_cache_counts counts; /* but bytes */
+    uint64_t fence;
+};
+
+/* --- making and freeing --- */
+
+/* What a page costs beside its token ids: an entry, and its place in the pool; a slot's is less. */
+#define ENTRY_BYTES                                                                               \
+    (sizeof(uint32_t) + 2 * sizeof(uint64_t) + sizeof(struct llm_digest) /* index */              \
+     + sizeof(struct entry) + LLM_N_TIERS * sizeof(struct llm_link))
+#define PLACE_BYTES (2 * sizeof(uint32_t) + sizeof(struct page))
+
+_Static_assert(ENTRY_BYTES + PLACE_BYTES <= 128, "the index takes at most 128 bytes a page");
+
+static uint64_t monotonic(void *ctx)
+{
+    (void) ctx;
+    return llm_now_ns();
+}
+
+static uint32_t percent_of(uint32_t n, uint32_t percent)
+{
+    return (uint32_t) (((uint64_t) n * percent + 99) / 100);
+}
+
+static int count_slots(const struct llm_cache *c, uint64_t host_bytes, uint32_t n_pages,
+                       uint32_t *n_slots, struct llm_error *err)
+{
+    uint64_t n, usable = llm_usable_memory("");
+
+    *n_slots = 0;
+    if (host_bytes == 0) {
+        return LLM_OK;
+    }
+    if (host_bytes < c->page_bytes) {
+        return llm_fail(err, LLM_ENOMEM,
+                        "a host tier of %" PRIu64 " bytes holds no page: one takes %" PRIu64,
+                        host_bytes, c->page_bytes);
+    }
+    if (host_bytes > usable) {
+        return llm_fail(err, LLM_ENOMEM,
+                        "the host tier takes %" PRIu64 " MB, where %" PRIu64
+                        " MB are available: %" PRIu64 " MB are missing",
+                        host_bytes >> 20, usable >> 20, ((host_bytes - usable) >> 20) + 1);
+    }
+    n = host_bytes / c->page_bytes;
+    *n_slots = n < LLM_MAX_ENTRIES - n_pages ? (uint32_t) n : LLM_MAX_ENTRIES - n_pages;
+    return LLM_OK;
+}
+
+static int init(struct llm_cache *c, const struct llm_cache_options *options,
+                struct llm_error *err)
+{
+    const struct llm_backend_info *info = c->ops->info(c->backend);
+    uint32_t n_pages = info->n_pages, n_slots;
+    int rc;
+
+    assert(n_pages > 0 && n_pages < LLM_MAX_ENTRIES);
+    assert(options->tenant_percent >= 1 && options->tenant_percent <= 100);
+    c->page_bytes = info->layout.page_bytes;
+    c->n_planes = info->layout.n_planes;
+    c->now = options->now != NULL ? options->now : monotonic;
+    c->now_ctx = options->now_ctx;
+
+    rc = count_slots(c, options->host_bytes, n_pages, &n_slots, err);
+    if (rc != LLM_OK) {
+        return rc;
+    }
+    c->most_of_tenant[LLM_TIER_MEMORY] = percent_of(n_pages, options->tenant_percent);
+    c->most_of_tenant[LLM_TIER_HOST] = percent_of(n_slots, options->tenant_percent);
+
+    rc = llm_pool_init(&c->pool, n_pages, err);
+    if (rc == LLM_OK) {
+        rc = llm_host_init(&c->host, n_slots, c->page_bytes, err);
+    }
+    if (rc == LLM_OK) {
+        rc = llm_index_init(&c->index, n_pages + n_slots, err);
+    }
+    for (int i = 0; i < LLM_N_TIERS && rc == LLM_OK; i++) {
+        rc = llm_tier_init(&c->tiers[i], i, &c->owners, n_pages + n_slots, err);
+    }
+    if (rc != LLM_OK) {
+        return rc;
+    }
+
+    c->pages = calloc(n_pages, sizeof(*c->pages));
+    c->entries = calloc(c->index.capacity, sizeof(*c->entries));
+    if (c->pages == NULL || c->entries == NULL) {
+        return llm_fail(err, LLM_ENOMEM, "no memory for the books of %u latent pages", n_pages);
+    }
+    for (uint32_t i = 0; i < n_pages; i++) {
+        c->pages[i].entry = LLM_NO_ENTRY;
+    }
+    return LLM_OK;
+}
+
+int llm_cache_new(const struct llm_backend_ops *ops, struct llm_backend *backend,
+                  const struct llm_cache_options *options, struct llm_cache **out,
+                  struct llm_error *err)
+{
+    struct llm_cache *c = calloc(1, sizeof(*c));
+    int rc;
+
+    if (c == NULL) {
+        return llm_fail(err, LLM_ENOMEM, "out of memory");
+    }
+    c->ops = ops;
+    c->backend = backend;
+    rc = init(c, options, err);
+    if (rc != LLM_OK) {
+        llm_cache_free(c);
+        return rc;
+    }
+    *out = c;
+    return LLM_OK;
+}
+
+void llm_cache_free(struct llm_cache *c)
+{
+    if (c == NULL) {
+        return;
+    }
+    if (c->fence != 0) {
+        c->ops->fence_wait(c->backend, c->fence);
+    }
+    for (int i = 0; i < LLM_N_TIERS; i++) {
+        llm_tier_free(&c->tiers[i]);
+    }
+    llm_owners_free(&c->owners);
+    llm_host_free(&c->host);
+    llm_pool_free(&c->pool);
+    llm_index_free(&c->index);
+    free(c->pages);
+    free(c->entries);
+    free(c);
+}
+
+struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner[32],
+                                        uint32_t weight)
+{
+    return llm_owners_join(&c->owners, owner, weight);
+}
+
+void llm_cache_leave(struct llm_cache *c, struct llm_cache_tenant *t)
+{
+    llm_owners_leave(&c->owners, t);
+}
+
+/* --- an entry's places --- */
+
+static void used_by(struct llm_cache *c, struct llm_cache_tenant *t, uint64_t now)
+{
+    llm_seat_of(&c->owners, t)->used_ns = now;
+}
+
+/* What was pushed out counts for the cache and for the tenant. */
+static void count_evicted(struct llm_cache *c, uint32_t e, enum llm_cache_tier tier)
+{
+    c->counts.evicted_pages[tier]++;
+    c->entries[e].tenant->counts.evicted_pages[tier]++;
+}
+
+/* The index's part of a page in the pool. */
+static void enter_pool(struct llm_cache *c, uint32_t e, uint32_t page)
+{
+    c->entries[e].page = page;
+    c->pages[page].entry = e;
+    llm_tier_enter(&c->tiers[LLM_TIER_MEMORY], c->entries[e].tenant);
+}
+
+static void leave_pool(struct llm_cache *c, uint32_t e)
+{
+    struct llm_tier *tier = &c->tiers[LLM_TIER_MEMORY];
+    struct entry *entry = &c->entries[e];
+    uint32_t page = entry->page;
+
+    if (llm_tier_idle(tier, e)) {
+        llm_tier_pull(tier, entry->tenant, e);
+    }
+    llm_tier_leave(tier, entry->tenant);
+    entry->page = NONE;
+    c->pages[page] = (struct page){.entry = LLM_NO_ENTRY};
+    llm_pool_drop(&c->pool, &page, 1);
+}
+
+static void enter_host(struct llm_cache *c, uint32_t e, uint32_t slot)
+{
+    struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
+
+    c->entries[e].slot = slot;
+    llm_tier_enter(tier, c->entries[e].tenant);
+    llm_tier_put(tier, c->entries[e].tenant, e);
+}
+
+/* Copies under way from or to the slot come before those of its next user. */
+static void leave_host(struct llm_cache *c, uint32_t e)
+{
+    struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
+    struct entry *entry = &c->entries[e];
+
+    if (llm_tier_idle(tier, e)) {
+        llm_tier_pull(tier, entry->tenant, e);
+    }
+    llm_tier_leave(tier, entry->tenant);
+    llm_pool_drop(&c->host.slots, &entry->slot, 1);
+    entry->slot = NONE;
+}
+
+/* An entry that is nowhere is none. */
+static void settle(struct llm_cache *c, uint32_t e)
+{
+    struct entry *entry = &c->entries[e];
+    struct llm_cache_tenant *t = entry->tenant;
+
+    if (entry->page == NONE && entry->slot == NONE) {
+        entry->tenant = NULL;
+        llm_index_remove(&c->index, e);
+        llm_owners_let_go(&c->owners, t);
+    }
+}
+
+static void unindex(struct llm_cache *c, uint32_t e)
+{
+    if (c->entries[e].slot != NONE) {
+        leave_host(c, e);
+    }
+    if (c->entries[e].page != NONE) {
+        leave_pool(c, e);
+    }
+    settle(c, e);
+}
+
+/* --- pushing out --- */
+
+static void push_out_of_host(struct llm_cache *c, uint32_t e)
+{
+    count_evicted(c, e, LLM_TIER_HOST);
+    leave_host(c, e);
+    settle(c, e);
+}
+
+/* A slot for a page of the tenant; NONE: there is none to be had. */
+static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t, uint64_t now)
+{
+    const struct llm_part *part = llm_part_of(&c->owners, t, LLM_TIER_HOST);
+    uint32_t slot, goes = LLM_NO_ENTRY;
+
+    if (part->n_pages >= c->most_of_tenant[LLM_TIER_HOST]) {
+        if (part->n_idle == 0) {
+            return NONE;
+        }
+        goes = part->oldest;
+    } else if (c->host.slots.n_free == 0) {
+        goes = llm_tier_next(&c->tiers[LLM_TIER_HOST], now);
+    }
+    if (goes != LLM_NO_ENTRY) {
+        push_out_of_host(c, goes);
+    }
+    return llm_pool_take(&c->host.slots, 1, &slot) == LLM_OK ? slot : NONE;
+}
+
+static void copy_out(struct llm_cache *c, uint32_t e, uint64_t now)
+{
+    struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
+    struct entry *entry = &c->entries[e];
+    uint32_t slot;
+
+    if (entry->slot != NONE) {
+        /* there already; used there from now on */
+        llm_tier_pull(tier, entry->tenant, e);
+        llm_tier_put(tier, entry->tenant, e);
+        return;
+    }
+    slot = take_slot(c, entry->tenant, now);
+    if (slot == NONE) {
+        return;
+    }
+    if (c->ops->page_out(c->backend, entry->page, 0, c->n_planes,
+                         llm_host_slot(&c->host, slot), &c->fence)
+        != LLM_OK) {
+        llm_pool_drop(&c->host.slots, &slot, 1);
+        return;
+    }
+    enter_host(c, e, slot);
+}
+
+/* An idle page goes, down into the host tier if it can. */
+static void push_out_of_pool(struct llm_cache *c, uint32_t e, uint64_t now)
+{
+    count_evicted(c, e, LLM_TIER_MEMORY);
+    copy_out(c, e, now);
+    leave_pool(c, e);
+    settle(c, e);
+}
+
+/* --- users --- */
+
+uint32_t llm_cache_available(const struct llm_cache *c)
+{
+    return c->pool.n_free + c->tiers[LLM_TIER_MEMORY].n_idle;
+}
+
+uint32_t llm_cache_total(const struct llm_cache *c)
+{
+    return c->pool.n_pages;
+}
+
+static int take(struct llm_cache *c, uint32_t n, uint32_t *pages, uint64_t now)
+{
+    if (n > llm_cache_available(c)) {
+        return LLM_EAGAIN;
+    }
+    while (c->pool.n_free < n) {
+        push_out_of_pool(c, llm_tier_next(&c->tiers[LLM_TIER_MEMORY], now), now);
+    }
+    return llm_pool_take(&c->pool, n, pages);
+}
+
+int llm_cache_take(struct llm_cache *c, uint32_t n, uint32_t *pages)
+{
+    return take(c, n, pages, c->now(c->now_ctx));
+}
+
+void llm_cache_hold(struct llm_cache *c, uint32_t page)
+{
+    llm_pool_hold(&c->pool, page);
+}
+
+/* A page that nobody but the index holds any more. */
+static void become_idle(struct llm_cache *c, uint32_t e, uint64_t now)
+{
+    struct llm_cache_tenant *t = c->entries[e].tenant;
+    const struct llm_part *part = llm_part_of(&c->owners, t, LLM_TIER_MEMORY);
+
+    used_by(c, t, now);
+    llm_tier_put(&c->tiers[LLM_TIER_MEMORY], t, e);
+    if (part->n_idle > c->most_of_tenant[LLM_TIER_MEMORY]) {
+        push_out_of_pool(c, part->oldest, now);
+    }
+}
+
+static void drop_one(struct llm_cache *c, uint32_t page, uint64_t now)
+{
+    uint32_t e = c->pages[page].entry;
+
+    assert(page < c->pool.n_pages && c->pool.refs[page] > (e != LLM_NO_ENTRY));
+    llm_pool_drop(&c->pool, &page, 1);
+    if (e == LLM_NO_ENTRY || c->pool.refs[page] > 1) {
+        return;
+    }
+    if (c->pages[page].pending) {
+        unindex(c, e);
+    } else {
+        become_idle(c, e, now);
+    }
+}
+
+void llm_cache_drop(struct llm_cache *c, const uint32_t *pages, uint32_t n)
+{
+    uint64_t now = c->now(c->now_ctx);
+
+    /* from the end: a prefix without its head is worth nothing, so its tail is to go first */
+    for (uint32_t i = n; i-- > 0;) {
+        drop_one(c, pages[i], now);
+    }
+}
+
+bool llm_cache_shared(const struct llm_cache *c, uint32_t page)
+{
+    return c->pool.refs[page] > (llm_cache_indexed(c, page) ? 2 : 1);
+}
+
+/* --- looking up --- */
+
+/* Nothing pushes a page out that is kept: one in the pool has a user more, one in the host tier is
+ * not idle. */
+static void keep(struct llm_cache *c, uint32_t e)
+{
+    const struct entry *entry = &c->entries[e];
+
+    if (entry->page == NONE) {
+        llm_tier_pull(&c->tiers[LLM_TIER_HOST], entry->tenant, e);
+        return;
+    }
+    if (llm_tier_idle(&c->tiers[LLM_TIER_MEMORY], e)) {
+        llm_tier_pull(&c->tiers[LLM_TIER_MEMORY], entry->tenant, e);
+    }
+    llm_pool_hold(&c->pool, entry->page);
+}
+
+/* A kept page in the host tier gets a page of the pool, with a user. */
+static bool bring_in(struct llm_cache *c, uint32_t e, uint64_t now)
+{
+    const struct entry *entry = &c->entries[e];
+    uint32_t page;
+
+    if (take(c, 1, &page, now) != LLM_OK) {
+        return false;
+    }
+    if (c->ops->page_in(c->backend, page, 0, c->n_planes, llm_host_slot(&c->host, entry->slot),
+                        &c->fence)
+        != LLM_OK) {
+        llm_pool_drop(&c->pool, &page, 1);
+        return false;
+    }
+    enter_pool(c, e, page);
+    llm_pool_hold(&c->pool, page);
+    return true;
+}
+
+/* How many pages from the first are indexed; their entries. Behind a pending page only pending ones
+ * count: who waits for one computes what follows, or waits for that. */
+static uint32_t look_up(const struct llm_cache *c, const struct llm_digest *digests,
+                        const uint32_t *ids, uint32_t n, uint32_t *entries, uint32_t *n_pending)
+{
+    uint32_t run;
+
+    *n_pending = 0;
+    for (run = 0; run < n; run++) {
+        uint32_t e = llm_index_find(&c->index, &digests[run],
+                                    ids + (size_t) run * LLM_PAGE_TOKENS);
+
+        if (e == LLM_NO_ENTRY) {
+            break;
+        }
+        if (c->entries[e].page != NONE && c->pages[c->entries[e].page].pending) {
+            ++*n_pending;
+        } else if (*n_pending > 0) {
+            break;
+        }
+        entries[run] = e;
+    }
+    return run;
+}
+
+static void count_found(struct llm_cache_counts *counts, const struct llm_cache_found *found,
+                        uint32_t n)
+{
+    counts->hit_tokens[LLM_TIER_MEMORY] += (uint64_t) (found->n - found->n_host) * LLM_PAGE_TOKENS;
+    counts->hit_tokens[LLM_TIER_HOST] += (uint64_t) found->n_host * LLM_PAGE_TOKENS;
+    counts->miss_tokens += (uint64_t) (n - found->n) * LLM_PAGE_TOKENS;
+}
+
+void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
+                     const struct llm_digest *digests, const uint32_t *ids, uint32_t n,
+                     uint32_t *pages, struct llm_cache_found *found)
+{
+    uint64_t now = c->now(c->now_ctx);
+    uint32_t *entries = pages; /* until it is known where they are */
+    uint32_t n_pending, run = look_up(c, digests, ids, n, entries, &n_pending);
+
+    *found = (struct llm_cache_found){0};
+    for (uint32_t i = 0; i < run; i++) {
+        keep(c, entries[i]);
+    }
+    for (; found->n < run; found->n++) {
+        if (c->entries[entries[found->n]].page == NONE) {
+            if (!bring_in(c, entries[found->n], now)) {
+                break;
+            }
+            found->n_host++;
+        }
+    }
+    found->n_pending = found->n == run ? n_pending : 0;
+
+    /* from the end, as in drop: the tail is to go first */
+    for (uint32_t i = run; i-- > 0;) {
+        const struct entry *entry = &c->entries[entries[i]];
+
+        if (entry->slot != NONE && !llm_tier_idle(&c->tiers[LLM_TIER_HOST], entries[i])) {
+            llm_tier_put(&c->tiers[LLM_TIER_HOST], entry->tenant, entries[i]);
+        }
+        if (i < found->n) {
+            pages[i] = entry->page;
+        } else if (entry->page != NONE) {
+            drop_one(c, entry->page, now);
+        }
+    }
+
+    if (found->n > 0) {
+        used_by(c, t, now);
+    }
+    count_found(&c->counts, found, n);
+    count_found(&t->counts, found, n);
+}
+
+uint32_t llm_cache_estimate(const struct llm_cache *c, const struct llm_digest *digests,
+                            uint32_t n)
+{
+    uint32_t run = 0;
+
+    while (run < n && llm_index_guess(&c->index, &digests[run])) {
+        run++;
+    }
+    return run;
+}
+
+/* --- the life of an indexed page --- */
+
+bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t page,
+                       const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS],
+                       const void *writer)
+{
+    uint32_t e;
+
+    assert(c->pool.refs[page] > 0 && !llm_cache_indexed(c, page));
+    assert(writer != NULL);
+    e = llm_index_add(&c->index, digest, ids);
+    if (e == LLM_NO_ENTRY) {
+        return false;
+    }
+    c->entries[e] = (struct entry){.page = NONE, .slot = NONE, .tenant = t};
+    enter_pool(c, e, page);
+    llm_pool_hold(&c->pool, page);
+    c->pages[page].pending = true;
+    c->pages[page].writer = writer;
+    used_by(c, t, c->now(c->now_ctx));
+    return true;
+}
+
+void llm_cache_complete(struct llm_cache *c, uint32_t page)
+{
+    assert(llm_cache_pending(c, page));
+    c->pages[page].pending = false;
+    c->pages[page].writer = NULL;
+}
+
+bool llm_cache_indexed(const struct llm_cache *c, uint32_t page)
+{
+    return c->pages[page].entry != LLM_NO_ENTRY;
+}
+
+bool llm_cache_pending(const struct llm_cache *c, uint32_t page)
+{
+    return c->pages[page].pending;
+}
+
+const void *llm_cache_writer(const struct llm_cache *c, uint32_t page)
+{
+    return c->pages[page].writer;
+}
+
+void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer)
+{
+    assert(llm_cache_pending(c, page));
+    c->pages[page].writer = writer;
+}
+
+void llm_cache_forget(struct llm_cache *c, uint32_t page)
+{
+    if (llm_cache_indexed(c, page)) {
+        unindex(c, c->pages[page].entry);
+    }
+}
+
+uint64_t llm_cache_fence(const struct llm_cache *c)
+{
+    return c->fence;
+}
+
+/* --- counts --- */
+
+struct llm_cache_counts llm_cache_counts(const struct llm_cache *c)
+{
+    struct llm_cache_counts counts = c->counts;
+
+    for (int i = 0; i < LLM_N_TIERS; i++) {
+        counts.bytes[i] = c->tiers[i].n_pages * c->page_bytes;
+    }
+    return counts;
+}
+
+void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx)
+{
+    for (uint32_t i = 0; i < c->owners.n; i++) {
+        const struct llm_seat *seat = &c->owners.seats[i];
+        struct llm_cache_counts counts = seat->tenant->counts;
+
+        for (int j = 0; j < LLM_N_TIERS; j++) {
+            counts.bytes[j] = seat->parts[j].n_pages * c->page_bytes;
+        }
+        fn(ctx, seat->tenant->owner, &counts);
+    }
+}
+
+/* --- the check --- */
+
+static const char *check_page(const struct llm_cache *c, uint32_t page)
+{
+    const struct page *p = &c->pages[page];
+
+    if (p->entry == LLM_NO_ENTRY) {
+        return p->pending || p->writer != NULL ? "a page that is not indexed has a writer" : NULL;
+    }
+    if (p->entry >= c->index.capacity || c->entries[p->entry].page != page) {
+        return "a page whose entry is of another";
+    }
+    if (!p->pending && p->writer != NULL) {
+        return "a complete page has a writer";
+    }
+    if (c->pool.refs[page] == 0) {
+        return "an indexed page is free";
+    }
+    if (p->pending && c->pool.refs[page] == 1) {
+        return "a pending page has no user";
+    }
+    if (llm_tier_idle(&c->tiers[LLM_TIER_MEMORY], p->entry) != (c->pool.refs[page] == 1)) {
+        return "a page without users is not idle, or one with users is";
+    }
+    return NULL;
+}
+
+static const char *check_entry(const struct llm_cache *c, uint32_t e)
+{
+    const struct entry *entry = &c->entries[e];
+
+    if (entry->tenant == NULL) {
+        return llm_tier_idle(&c->tiers[LLM_TIER_MEMORY], e)
+                       || llm_tier_idle(&c->tiers[LLM_TIER_HOST], e)
+                   ? "a free entry is idle"
+                   : NULL;
+    }
+    if (entry->page == NONE && entry->slot == NONE) {
+        return "an entry is nowhere";
+    }
+    if (entry->page != NONE
+        && (entry->page >= c->pool.n_pages || c->pages[entry->page].entry != e)) {
+        return "an entry whose page is of another";
+    }
+    if (entry->slot != NONE
+        && (entry->slot >= c->host.slots.n_pages || c->host.slots.refs[entry->slot] != 1)) {
+        return "an entry whose slot is free";
+    }
+    if (entry->slot != NONE && entry->page != NONE && c->pages[entry->page].pending) {
+        return "a pending page is in the host tier";
+    }
+    if (llm_tier_idle(&c->tiers[LLM_TIER_HOST], e) != (entry->slot != NONE)) {
+        return "a page of the host tier is not idle, or one is that is not there";
+    }
+    return NULL;
+}
+
+/* What the entries say of each tenant and tier, against the books. */
+static const char *check_sums(const struct llm_cache *c)
+{
+    uint32_t n_used = 0, n_slots = 0;
+
+    for (uint32_t i = 0; i < c->owners.n; i++) {
+        const struct llm_seat *seat = &c->owners.seats[i];
+        uint32_t n[LLM_N_TIERS] = {0};
+
+        if (seat->tenant->seat != i) {
+            return "a tenant in another's seat";
+        }
+        for (uint32_t e = 0; e < c->index.capacity; e++) {
+            if (c->entries[e].tenant == seat->tenant) {
+                n[LLM_TIER_MEMORY] += c->entries[e].page != NONE;
+                n[LLM_TIER_HOST] += c->entries[e].slot != NONE;
+                n_used++;
+            }
+        }
+        if (n[LLM_TIER_MEMORY] != seat->parts[LLM_TIER_MEMORY].n_pages
+            || n[LLM_TIER_HOST] != seat->parts[LLM_TIER_HOST].n_pages) {
+            return "a tenant's pages are counted wrong";
+        }
+        if (seat->tenant->users == 0 && n[LLM_TIER_MEMORY] + n[LLM_TIER_HOST] == 0) {
+            return "a tenant without users or pages";
+        }
+        n_slots += n[LLM_TIER_HOST];
+    }
+    if (n_used + c->index.n_free != c->index.capacity) {
+        return "an entry of nobody";
+    }
+    if (n_slots + c->host.slots.n_free != c->host.slots.n_pages) {
+        return "a host slot is lost";
+    }
+    return NULL;
+}
+
+const char *llm_cache_check(const struct llm_cache *c)
+{
+    const char *wrong = llm_pool_check(&c->pool);
+
+    wrong = wrong != NULL ? wrong : llm_pool_check(&c->host.slots);
+    wrong = wrong != NULL ? wrong : llm_index_check(&c->index);
+    for (int i = 0; i < LLM_N_TIERS && wrong == NULL; i++) {
+        wrong = llm_tier_check(&c->tiers[i]);
+    }
+    for (uint32_t i = 0; i < c->pool.n_pages && wrong == NULL; i++) {
+        wrong = check_page(c, i);
+    }
+    for (uint32_t i = 0; i < c->index.capacity && wrong == NULL; i++) {
+        wrong = check_entry(c, i);
+    }
+    return wrong != NULL ? wrong : check_sums(c);
+}
