@@ -164,6 +164,8 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
 
     SHA256(account->tenant.data, account->tenant.len, head->tenant);
 
+    head->scope = llcf->cache_scope;
+    head->weight = ctx->weight;
     head->credit = ctx->params.stream ? llcf->buffer_size : 0;
 
     head->queue_deadline = llcf->queue_timeout

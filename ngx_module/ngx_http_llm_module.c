@@ -21,6 +21,8 @@ static ngx_http_llm_model_t *ngx_http_llm_add_model(ngx_conf_t *cf,
 static char *ngx_http_llm_add_engine(ngx_conf_t *cf,
     ngx_http_llm_model_t *model, ngx_str_t *name);
 
+static char *ngx_http_llm_weight(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_llm_positive(ngx_conf_t *cf, void *post, void *data);
 static char *ngx_http_llm_buffer_bounds(ngx_conf_t *cf, void *post,
     void *data);
@@ -38,6 +40,14 @@ static ngx_conf_post_t  ngx_http_llm_buffer_post = {
 static ngx_conf_enum_t  ngx_http_llm_unknown_fields[] = {
     { ngx_string("ignore"), NGX_HTTP_LLM_UNKNOWN_IGNORE },
     { ngx_string("reject"), NGX_HTTP_LLM_UNKNOWN_REJECT },
+    { ngx_null_string, 0 }
+};
+
+
+static ngx_conf_enum_t  ngx_http_llm_cache_scopes[] = {
+    { ngx_string("tenant"), LLM_IPC_SCOPE_TENANT },
+    { ngx_string("public"), LLM_IPC_SCOPE_PUBLIC },
+    { ngx_string("off"), LLM_IPC_SCOPE_OFF },
     { ngx_null_string, 0 }
 };
 
@@ -64,6 +74,20 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_llm_loc_conf_t, tenant),
       NULL },
+
+    { ngx_string("llm_weight"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_weight,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, weight),
+      NULL },
+
+    { ngx_string("llm_cache_scope"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, cache_scope),
+      &ngx_http_llm_cache_scopes },
 
     { ngx_string("llm_max_tokens"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
@@ -213,9 +237,11 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
      *
      *     conf->models = NULL;
      *     conf->tenant = NULL;
+     *     conf->weight = NULL;
      *     conf->serves = 0;
      */
 
+    conf->cache_scope = NGX_CONF_UNSET_UINT;
     conf->max_tokens = NGX_CONF_UNSET_UINT;
     conf->max_prompt_tokens = NGX_CONF_UNSET_UINT;
     conf->queue_timeout = NGX_CONF_UNSET_MSEC;
@@ -248,6 +274,12 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         conf->tenant = prev->tenant;
     }
 
+    if (conf->weight == NULL) {
+        conf->weight = prev->weight;
+    }
+
+    ngx_conf_merge_uint_value(conf->cache_scope, prev->cache_scope,
+                              LLM_IPC_SCOPE_TENANT);
     ngx_conf_merge_uint_value(conf->max_tokens, prev->max_tokens, 4096);
     ngx_conf_merge_uint_value(conf->max_prompt_tokens,
                               prev->max_prompt_tokens, 0);
@@ -612,6 +644,35 @@ ngx_http_llm_add_engine(ngx_conf_t *cf, ngx_http_llm_model_t *model,
     }
 
     *push = engine;
+
+    return NGX_CONF_OK;
+}
+
+
+/* what has no variables is known now */
+
+static char *
+ngx_http_llm_weight(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_llm_loc_conf_t *llcf = conf;
+
+    char  *rv;
+
+    rv = ngx_http_set_complex_value_slot(cf, cmd, conf);
+
+    if (rv != NGX_CONF_OK) {
+        return rv;
+    }
+
+    if (llcf->weight->lengths == NULL
+        && ngx_http_llm_parse_weight(&llcf->weight->value) == 0)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid weight \"%V\", it must be an integer "
+                           "from 1 to %d",
+                           &llcf->weight->value, LLM_IPC_MAX_WEIGHT);
+        return NGX_CONF_ERROR;
+    }
 
     return NGX_CONF_OK;
 }

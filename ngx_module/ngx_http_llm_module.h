@@ -5,6 +5,7 @@
  *   route.c     the content handler: route, method, tenant
  *   body.c      reads the body, has it parsed by params.c
  *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
+ *   prefix.c    $llm_prefix, of what lead.c finds in a body
  *   request.c   chooses an engine, submits, notes its records, ends
  *   models.c    lists models, tells of their health
  *   engine.c    which engine: their health and load
@@ -77,6 +78,8 @@ typedef struct {
     ngx_array_t                 *models;   /* of ngx_http_llm_model_t */
 
     ngx_http_complex_value_t    *tenant;
+    ngx_http_complex_value_t    *weight;
+    ngx_uint_t                   cache_scope;  /* enum llm_ipc_scope */
 
     ngx_uint_t                   max_tokens;
     ngx_uint_t                   max_prompt_tokens;
@@ -251,6 +254,7 @@ struct ngx_http_llm_ctx_s {
     ngx_http_event_handler_pt    read_body;  /* the core's handler */
     u_char                      *flattened;  /* body, while it is parsed */
     ngx_http_llm_params_t        params;
+    uint32_t                     weight;     /* of the tenant; 0: not known */
 
     /* engine */
     ngx_http_llm_engine_t       *engine;     /* from SUBMIT to FINISHED */
@@ -313,6 +317,19 @@ ngx_uint_t ngx_http_llm_names_health(ngx_str_t *location);
 /* reads and parses, then calls ngx_http_llm_submit(), or answers */
 ngx_int_t ngx_http_llm_generate(ngx_http_llm_ctx_t *ctx);
 
+/*
+ * The body that was read, in one piece; *copy, if not NULL, may be given back
+ * with ngx_pfree().
+ */
+ngx_int_t ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body,
+    u_char **copy);
+
+
+/* ngx_http_llm_prefix.c */
+
+ngx_int_t ngx_http_llm_prefix_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+
 
 /* ngx_http_llm_request.c */
 
@@ -328,6 +345,9 @@ void ngx_http_llm_fail(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error);
 extern ngx_http_llm_error_t  ngx_http_llm_too_large;
 
 void ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx);
+
+/* 0: it is none */
+uint32_t ngx_http_llm_parse_weight(ngx_str_t *value);
 
 /*
  * Records of the engine are noted; then ngx_http_llm_process() acts once for

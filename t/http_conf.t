@@ -100,6 +100,17 @@ refused('llm_unknown_fields', qr/invalid value "keep"/, qr/keep/,
 refused($_, qr/invalid value "maybe"/, qr/$_/, location => "$_ maybe;")
     for qw(llm_ignore_client_abort llm_intercept_errors);
 
+# tenants
+
+for my $bad (qw(0 -1 1001 1.5 x), '""') {
+    refused("llm_weight $bad", qr/invalid weight "[^"]*", it must be an integer from 1 to 1000/,
+        qr/llm_weight \Q$bad/, location => "llm_weight $bad;");
+}
+accepted("llm_weight $_", location => "llm_weight $_;") for 1, 1000, '$remote_user';
+refused('llm_weight twice', qr/duplicate/, qr/2;/, location => "llm_weight 1;\nllm_weight 2;");
+refused('llm_cache_scope', qr/invalid value "all"/, qr/all/, location => 'llm_cache_scope all;');
+accepted("llm_cache_scope $_", location => "llm_cache_scope $_;") for qw(tenant public off);
+
 # nginx -t opens no socket and starts nothing
 
 my $engine = $t->fake_engine;
@@ -109,12 +120,14 @@ is($engine->counters->{accepted}, 0, 'no session from nginx -t');
 # a level passes on what an inner one does not say
 
 my $nginx = $t->nginx(
-    http => "llm_max_tokens 7;\nllm_max_prompt_tokens 70;",
+    http => "llm_max_tokens 7;\nllm_max_prompt_tokens 70;\nllm_weight 5;",
     server => <<'EOT',
         llm_tenant outer;
         llm_queue_timeout 10s;
         llm_buffer_size 4k;
-        location /inner/v1/ { llm_pass unix:%%SOCK%%; llm_max_tokens 8; llm_tenant inner; llm_timeout 0; }
+        llm_cache_scope public;
+        location /inner/v1/ { llm_pass unix:%%SOCK%%; llm_max_tokens 8; llm_tenant inner; llm_timeout 0;
+            llm_weight $arg_weight; llm_cache_scope off; }
         location /outer/v1/ { llm_pass unix:%%SOCK%%; }
 EOT
 );
@@ -128,13 +141,28 @@ sub submitted {
 $engine->script('answer=request');
 
 my $outer = submitted('/outer/v1/completions');
-is_deeply([ @$outer{qw(tenant max_tokens max_prompt_tokens credit)} ], [ 'outer', 7, 70, 4096 ],
-    'inherited');
+is_deeply([ @$outer{qw(tenant max_tokens max_prompt_tokens credit weight scope)} ],
+    [ 'outer', 7, 70, 4096, 5, 1 ], 'inherited');
 ok($outer->{queue_deadline} > 9000 && $outer->{queue_deadline} <= 10000, 'queue deadline');
 ok($outer->{first_token_deadline} > 290_000, 'first token: five minutes unless said');
 ok($outer->{deadline} > 3_590_000, 'the whole: an hour unless said');
 my $inner = submitted('/inner/v1/completions');
-is_deeply([ @$inner{qw(tenant max_tokens max_prompt_tokens deadline)} ], [ 'inner', 8, 70, 0 ],
-    'said again');
+is_deeply([ @$inner{qw(tenant max_tokens max_prompt_tokens deadline weight scope)} ],
+    [ 'inner', 8, 70, 0, 1, 2 ], 'said again');
+
+# a weight of the request's own
+
+sub warnings { scalar(() = $nginx->error_log =~ /\[warn\].*of "llm_weight" is no integer/g) }
+
+is(warnings(), 0, 'an empty weight is none');
+is(submitted("/inner/v1/completions?weight=$_")->{weight}, $_, "weight $_") for 1, 77, 1000;
+is(warnings(), 0, 'which is right');
+my $bad = 0;
+for my $value (qw(0 1001 x -5 99999999999999999999)) {
+    is(submitted("/inner/v1/completions?weight=$value")->{weight}, 1, "weight $value is 1");
+    is(warnings(), ++$bad, 'and logged');
+}
+is(submitted('/inner/v1/completions?scope=public&llm_cache_scope=public')->{scope}, 2,
+    'the scope is no matter of the request');
 
 $t->finish;
