@@ -44,9 +44,10 @@ NEEDS_serve = sched cache text backend kernels model ipc base
 
 # the module's files that know no nginx
 ROOMS += params
-SRCS_params = $(patsubst %,ngx_module/ngx_http_llm_%.c,json params fields lists prompt)
+SRCS_params = $(patsubst %,ngx_module/ngx_http_llm_%.c,json params fields lists prompt lead)
 NEEDS_params = ipc
 
+LIBS_ipc = -lcrypto
 LIBS_text = -ljansson -lcrypto
 LIBS_model = -ljansson -lcrypto -lm
 LIBS_backend = -lm

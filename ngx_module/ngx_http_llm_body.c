@@ -22,7 +22,6 @@ static ngx_uint_t ngx_http_llm_is_encoded(ngx_http_request_t *r);
 static void ngx_http_llm_read_body_handler(ngx_http_request_t *r);
 static void ngx_http_llm_body_handler(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_is_large(ngx_http_llm_params_t *params);
-static ngx_int_t ngx_http_llm_flatten_body(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_copy_buf(ngx_http_request_t *r, ngx_buf_t *b,
     u_char *to);
 static ngx_int_t ngx_http_llm_parse_in_thread(ngx_http_llm_ctx_t *ctx);
@@ -162,6 +161,7 @@ static void
 ngx_http_llm_body_handler(ngx_http_request_t *r)
 {
     ngx_int_t                 rc;
+    ngx_str_t                 body;
     ngx_http_llm_ctx_t       *ctx;
     ngx_http_llm_params_t    *params;
     ngx_http_llm_loc_conf_t  *llcf;
@@ -172,7 +172,7 @@ ngx_http_llm_body_handler(ngx_http_request_t *r)
     rc = ngx_http_llm_begin(ctx);
 
     if (rc == NGX_OK) {
-        rc = ngx_http_llm_flatten_body(ctx);
+        rc = ngx_http_llm_join_body(r, &body, &ctx->flattened);
     }
 
     if (rc != NGX_OK) {
@@ -182,6 +182,8 @@ ngx_http_llm_body_handler(ngx_http_request_t *r)
 
     params = &ctx->params;
 
+    params->body = body.data;
+    params->len = body.len;
     params->kind = ctx->route->kind;
     params->tenant = ctx->account.tenant.data;
     params->tenant_len = ctx->account.tenant.len;
@@ -218,29 +220,28 @@ ngx_http_llm_is_large(ngx_http_llm_params_t *params)
 }
 
 
-static ngx_int_t
-ngx_http_llm_flatten_body(ngx_http_llm_ctx_t *ctx)
+ngx_int_t
+ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body, u_char **copy)
 {
-    off_t                size;
-    u_char              *p;
-    ngx_buf_t           *b;
-    ngx_chain_t         *cl, *bufs;
-    ngx_http_request_t  *r;
-
-    r = ctx->request;
+    off_t         size;
+    u_char       *p;
+    ngx_buf_t    *b;
+    ngx_chain_t  *cl, *bufs;
 
     bufs = r->request_body ? r->request_body->bufs : NULL;
 
+    *copy = NULL;
+
     if (bufs == NULL) {
-        ctx->params.body = (u_char *) "";
+        ngx_str_set(body, "");
         return NGX_OK;
     }
 
     b = bufs->buf;
 
     if (bufs->next == NULL && !b->in_file) {
-        ctx->params.body = b->pos;
-        ctx->params.len = b->last - b->pos;
+        body->data = b->pos;
+        body->len = b->last - b->pos;
         return NGX_OK;
     }
 
@@ -255,9 +256,10 @@ ngx_http_llm_flatten_body(ngx_http_llm_ctx_t *ctx)
         return NGX_ERROR;
     }
 
-    ctx->params.body = p;
-    ctx->params.len = size;
-    ctx->flattened = p;
+    *copy = p;
+
+    body->data = p;
+    body->len = size;
 
     for (cl = bufs; cl; cl = cl->next) {
 

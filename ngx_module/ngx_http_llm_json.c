@@ -4,12 +4,6 @@
 #include <string.h>
 
 
-static const unsigned char *ngx_http_llm_json_skip_string(
-    const unsigned char *p, const unsigned char *last);
-static const unsigned char *ngx_http_llm_json_skip_value(
-    const unsigned char *p, const unsigned char *last);
-
-
 int
 ngx_http_llm_json_scan(const unsigned char *data, size_t len,
     size_t *structural)
@@ -104,9 +98,7 @@ ngx_http_llm_json_member(const unsigned char *data, size_t len, size_t n,
 }
 
 
-/* p is behind the opening quote; returns what is behind the closing one */
-
-static const unsigned char *
+const unsigned char *
 ngx_http_llm_json_skip_string(const unsigned char *p,
     const unsigned char *last)
 {
@@ -123,9 +115,7 @@ ngx_http_llm_json_skip_string(const unsigned char *p,
 }
 
 
-/* returns the comma or the brace that ends the value */
-
-static const unsigned char *
+const unsigned char *
 ngx_http_llm_json_skip_value(const unsigned char *p, const unsigned char *last)
 {
     size_t  depth;

@@ -42,6 +42,16 @@ void ngx_http_llm_json_member(const unsigned char *data, size_t len, size_t n,
     const unsigned char **value, size_t *value_len);
 
 /*
+ * These take any text and return last where it ends too early.  Behind a
+ * string's opening quote: what is behind its closing one.  At a value: the
+ * comma, the brace or the bracket that ends it.
+ */
+const unsigned char *ngx_http_llm_json_skip_string(const unsigned char *p,
+    const unsigned char *last);
+const unsigned char *ngx_http_llm_json_skip_value(const unsigned char *p,
+    const unsigned char *last);
+
+/*
  * Writes the inside of a JSON string for valid UTF-8 text until *src reaches
  * src_end or dst has no room for one more character, whichever comes first;
  * returns the end of what was written.  U+0085, U+2028 and U+2029 are escaped

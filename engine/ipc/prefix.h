@@ -1,0 +1,22 @@
+/* $llm_prefix: what sends requests that begin alike to the same node. Both sides compute it. No
+ * nginx types, no engine types. */
+
+#ifndef LLM_IPC_PREFIX_H
+#define LLM_IPC_PREFIX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define LLM_IPC_PREFIX_SIZE 16
+
+/* How much of the text counts: of a chat the contents of its leading system messages (developer is
+ * system), joined; of a completion its first prompt, where a token id is four bytes, little-endian. */
+#define LLM_IPC_PREFIX_CHAT 65536
+#define LLM_IPC_PREFIX_PROMPT 1024
+
+/* The first bytes of SHA-256(tenant, SHA-256(text)), where tenant is the SHA-256 of the tenant's
+ * name as in SUBMIT. */
+void llm_ipc_prefix(const uint8_t tenant[32], const void *text, size_t len,
+                    uint8_t out[LLM_IPC_PREFIX_SIZE]);
+
+#endif

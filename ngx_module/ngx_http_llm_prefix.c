@@ -1,0 +1,153 @@
+
+/*
+ * $llm_prefix: of a request that is served here, or that only passes by on
+ * its way to another node (hash $llm_prefix consistent).
+ */
+
+
+#include "ngx_module/ngx_http_llm_module.h"
+#include "engine/ipc/prefix.h"
+#include "ngx_module/ngx_http_llm_lead.h"
+
+#include <openssl/sha.h>
+
+
+/* to look through more would hold up other requests of the worker */
+#define NGX_HTTP_LLM_PREFIX_MAX_BODY  (4 * 1024 * 1024)
+
+
+static ngx_uint_t ngx_http_llm_body_is_read(ngx_http_request_t *r);
+static ngx_int_t ngx_http_llm_lead_of_body(ngx_http_request_t *r,
+    ngx_str_t *text);
+static off_t ngx_http_llm_body_size(ngx_http_request_t *r);
+
+
+/* empty where the body is not there, too large, or no request */
+
+ngx_int_t
+ngx_http_llm_prefix_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    u_char                   *p, digest[SHA256_DIGEST_LENGTH];
+    ngx_int_t                 rc;
+    ngx_str_t                 text, tenant;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    v->len = 0;
+    v->data = (u_char *) "";
+    v->valid = 1;
+    v->not_found = 0;
+    v->no_cacheable = 0;
+
+    if (!ngx_http_llm_body_is_read(r)) {
+        v->no_cacheable = 1;
+        return NGX_OK;
+    }
+
+    rc = ngx_http_llm_lead_of_body(r, &text);
+
+    if (rc != NGX_OK) {
+        return (rc == NGX_DECLINED) ? NGX_OK : NGX_ERROR;
+    }
+
+    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
+
+    ngx_str_null(&tenant);
+
+    if (llcf->tenant
+        && ngx_http_complex_value(r, llcf->tenant, &tenant) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    /* where everybody shares everybody's prefixes */
+
+    if (llcf->cache_scope == LLM_IPC_SCOPE_PUBLIC) {
+        ngx_str_set(&tenant, "*public*");
+    }
+
+    p = ngx_pnalloc(r->pool, 2 * LLM_IPC_PREFIX_SIZE);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    SHA256(tenant.data, tenant.len, digest);
+    llm_ipc_prefix(digest, text.data, text.len, digest);
+
+    v->data = p;
+    v->len = ngx_hex_dump(p, digest, LLM_IPC_PREFIX_SIZE) - p;
+
+    ngx_pfree(r->pool, text.data);
+
+    return NGX_OK;
+}
+
+
+static ngx_uint_t
+ngx_http_llm_body_is_read(ngx_http_request_t *r)
+{
+    ngx_http_request_body_t  *rb;
+
+    rb = r->request_body;
+
+    return rb && rb->bufs && rb->rest == 0 && !r->request_body_no_buffering;
+}
+
+
+/* NGX_DECLINED: it is no request, or too large */
+
+static ngx_int_t
+ngx_http_llm_lead_of_body(ngx_http_request_t *r, ngx_str_t *text)
+{
+    int         len;
+    u_char     *copy;
+    ngx_int_t   rc;
+    ngx_str_t   body;
+
+    if (ngx_http_llm_body_size(r) > NGX_HTTP_LLM_PREFIX_MAX_BODY) {
+        return NGX_DECLINED;
+    }
+
+    text->data = ngx_palloc(r->pool, NGX_HTTP_LLM_LEAD_SIZE);
+    if (text->data == NULL) {
+        return NGX_ERROR;
+    }
+
+    rc = ngx_http_llm_join_body(r, &body, &copy);
+
+    len = -1;
+
+    if (rc == NGX_OK) {
+        len = ngx_http_llm_lead(body.data, body.len, text->data);
+        rc = (len < 0) ? NGX_DECLINED : NGX_OK;
+    }
+
+    if (copy) {
+        ngx_pfree(r->pool, copy);
+    }
+
+    if (rc != NGX_OK) {
+        ngx_pfree(r->pool, text->data);
+        return rc;
+    }
+
+    text->len = len;
+
+    return NGX_OK;
+}
+
+
+static off_t
+ngx_http_llm_body_size(ngx_http_request_t *r)
+{
+    off_t         size;
+    ngx_chain_t  *cl;
+
+    size = 0;
+
+    for (cl = r->request_body->bufs; cl; cl = cl->next) {
+        size += ngx_buf_size(cl->buf);
+    }
+
+    return size;
+}
