@@ -1,6 +1,71 @@
 #include "engine/sched/gate.h"
 
-#include <stddef.h>
+#include "engine/base/clock.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* How much faster than measured the model may turn out to be. */
+#define DOUBT 2
+
+#define MIN_RETRY_MS 1000
+#define MAX_RETRY_MS 48000 /* and a quarter is a minute */
+
+/* --- entries --- */
+
+static uint32_t bucket_of(const uint8_t digest[32])
+{
+    uint32_t h;
+
+    memcpy(&h, digest, sizeof(h)); /* a digest is as good as any hash of it */
+    return h % LLM_GATE_BUCKETS;
+}
+
+static struct llm_gate_entry *find(const struct llm_gate_table *t, const uint8_t digest[32])
+{
+    struct llm_gate_entry *e = t->buckets[bucket_of(digest)];
+
+    while (e != NULL && memcmp(e->digest, digest, sizeof(e->digest)) != 0) {
+        e = e->next;
+    }
+    return e;
+}
+
+/* The entry, made if need be, with one more request; NULL: no memory. */
+static struct llm_gate_entry *hold(struct llm_gate_table *t, const uint8_t digest[32])
+{
+    struct llm_gate_entry **bucket = &t->buckets[bucket_of(digest)], *e = find(t, digest);
+
+    if (e == NULL) {
+        e = calloc(1, sizeof(*e));
+        if (e == NULL) {
+            return NULL;
+        }
+        memcpy(e->digest, digest, sizeof(e->digest));
+        e->next = *bucket;
+        *bucket = e;
+    }
+    e->requests++;
+    return e;
+}
+
+/* One request less; the last one frees the entry. */
+static void drop(struct llm_gate_table *t, struct llm_gate_entry *e)
+{
+    struct llm_gate_entry **p;
+
+    if (--e->requests > 0) {
+        return;
+    }
+
+    for (p = &t->buckets[bucket_of(e->digest)]; *p != e; p = &(*p)->next) {
+        /* it is there */
+    }
+    *p = e->next;
+    free(e);
+}
+
+/* --- in and out --- */
 
 /* Whether n more are too many for those who wait. */
 static bool too_many(uint64_t n, uint64_t waiting, uint64_t max)
@@ -8,27 +73,34 @@ static bool too_many(uint64_t n, uint64_t waiting, uint64_t max)
     return n > max || waiting > max - n;
 }
 
+static bool tenant_full(const struct llm_gate *g, const struct llm_gate_entry *t,
+                        uint32_t max_queued, uint32_t sequences, uint64_t tokens)
+{
+    return t != NULL && ((max_queued != 0 && t->requests >= max_queued) ||
+                         too_many(sequences, t->sequences, g->tenant.sequences) ||
+                         too_many(tokens, t->tokens, g->tenant.tokens));
+}
+
 enum llm_gate_verdict llm_gate_enter(struct llm_gate *g, const uint8_t tenant[32],
                                      uint32_t max_queued, uint32_t sequences, uint64_t tokens,
                                      struct llm_gate_place *place)
 {
-    struct llm_tenant *t;
+    struct llm_gate_entry *t;
 
-    if (g->requests > 0 && (too_many(sequences, g->sequences, g->max_sequences) ||
-                            too_many(tokens, g->tokens, g->max_tokens))) {
+    if (tenant_full(g, find(&g->tenants, tenant), max_queued, sequences, tokens)) {
+        return LLM_GATE_TENANT_FULL;
+    }
+    if (g->requests > 0 && (too_many(sequences, g->sequences, g->all.sequences) ||
+                            too_many(tokens, g->tokens, g->all.tokens))) {
         return LLM_GATE_FULL;
     }
-
-    t = llm_tenants_hold(&g->tenants, tenant);
+    t = hold(&g->tenants, tenant);
     if (t == NULL) {
         return LLM_GATE_NO_MEMORY;
     }
-    if (max_queued != 0 && t->queued >= max_queued) {
-        llm_tenants_drop(&g->tenants, t);
-        return LLM_GATE_TENANT_FULL;
-    }
 
-    t->queued++;
+    t->sequences += sequences;
+    t->tokens += tokens;
     g->requests++;
     g->sequences += sequences;
     g->tokens += tokens;
@@ -36,24 +108,78 @@ enum llm_gate_verdict llm_gate_enter(struct llm_gate *g, const uint8_t tenant[32
     return LLM_GATE_PASSED;
 }
 
-void llm_gate_recount(struct llm_gate *g, struct llm_gate_place *place, uint64_t tokens)
+void llm_gate_recount(struct llm_gate *g, struct llm_gate_place *place, uint64_t tokens,
+                      uint64_t fresh, const uint8_t head[32])
 {
-    if (place->tenant != NULL) {
-        g->tokens = g->tokens - place->tokens + tokens;
-        place->tokens = tokens;
+    struct llm_gate_entry *t = place->tenant;
+
+    if (t == NULL) {
+        return;
+    }
+
+    g->tokens = g->tokens - place->tokens + tokens;
+    t->tokens = t->tokens - place->tokens + tokens;
+    place->tokens = tokens;
+
+    place->head = head != NULL ? hold(&g->heads, head) : NULL;
+    if (place->head != NULL && place->head->requests == 1) {
+        place->fresh = fresh;
+        t->fresh += fresh;
     }
 }
 
 void llm_gate_leave(struct llm_gate *g, struct llm_gate_place *place)
 {
-    if (place->tenant == NULL) {
+    struct llm_gate_entry *t = place->tenant;
+
+    if (t == NULL) {
         return;
     }
 
-    place->tenant->queued--;
     g->requests--;
     g->sequences -= place->sequences;
     g->tokens -= place->tokens;
-    llm_tenants_drop(&g->tenants, place->tenant);
+    t->sequences -= place->sequences;
+    t->tokens -= place->tokens;
+    t->fresh -= place->fresh;
+    drop(&g->tenants, t);
+    if (place->head != NULL) {
+        drop(&g->heads, place->head);
+    }
     *place = (struct llm_gate_place){0};
+}
+
+/* --- how long it takes --- */
+
+/* Tokens are below 2^54, as each takes some memory, so that nothing overflows. */
+static uint64_t ns_to_read(uint64_t tokens, uint64_t rate)
+{
+    return (uint64_t) ((double) tokens / (double) rate * (double) LLM_NS_PER_S);
+}
+
+struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t tenant[32],
+                                         const struct llm_gate_pace *pace)
+{
+    const struct llm_gate_entry *t = find(&g->tenants, tenant);
+    uint64_t rate = (uint64_t) pace->prefill_rate * DOUBT, fresh = t != NULL ? t->fresh : 0;
+
+    if (rate == 0) {
+        return (struct llm_gate_wait){0};
+    }
+    return (struct llm_gate_wait){
+        .start_ns = fresh > pace->pool_tokens ? ns_to_read(fresh - pace->pool_tokens, rate) : 0,
+        .first_token_ns = ns_to_read(fresh, rate),
+    };
+}
+
+uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
+                           uint32_t noise)
+{
+    uint64_t ms = MIN_RETRY_MS;
+
+    if (pace->prefill_rate != 0) {
+        ms = ns_to_read(g->tokens, pace->prefill_rate) / LLM_NS_PER_MS;
+    }
+    ms = ms < MIN_RETRY_MS ? MIN_RETRY_MS : ms > MAX_RETRY_MS ? MAX_RETRY_MS : ms;
+    return (uint32_t) (ms + ms / 4 * (noise % 1024) / 1023);
 }

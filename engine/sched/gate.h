@@ -1,47 +1,96 @@
-/* The way into the queue: how much may wait, in all and by tenant.
+/* The way into the queue: how much may wait, in all and by tenant, and for how long it will.
  *
  * Counts requests from the moment they are read until they start or end, with their sequences (one
  * for each choice of each prompt) and their prompt tokens, estimated at first, so that the memory
- * of what waits is bounded whatever arrives. */
+ * of what waits is bounded whatever arrives. The control thread alone uses a gate. */
 
 #ifndef LLM_SCHED_GATE_H
 #define LLM_SCHED_GATE_H
 
-#include "engine/sched/tenant.h"
+#include "engine/base/error.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
-struct llm_gate {
-    uint32_t max_sequences;
-    uint64_t max_tokens;
+#define LLM_GATE_BUCKETS 1024
+
+/* What waits under one digest: of a tenant, or of the first page of a prompt. It is there while
+ * somebody holds it. */
+struct llm_gate_entry {
+    uint8_t digest[32];
     uint32_t requests, sequences;
     uint64_t tokens;
-    struct llm_tenants tenants;
+    uint64_t fresh; /* of them, those that certainly have to be computed: see llm_gate_recount */
+    struct llm_gate_entry *next; /* in the bucket */
+};
+
+struct llm_gate_table { /* zero-initialised is empty */
+    struct llm_gate_entry *buckets[LLM_GATE_BUCKETS];
+};
+
+struct llm_gate_limits {
+    uint32_t sequences;
+    uint64_t tokens;
+};
+
+struct llm_gate { /* zero-initialised but for the limits */
+    struct llm_gate_limits all, tenant;
+    uint32_t requests, sequences;
+    uint64_t tokens;
+    struct llm_gate_table tenants, heads;
 };
 
 /* One request's place in the queue; zero-initialised: it has none. */
 struct llm_gate_place {
-    struct llm_tenant *tenant;
+    struct llm_gate_entry *tenant;
+    struct llm_gate_entry *head; /* NULL: not known */
     uint32_t sequences;
-    uint64_t tokens;
+    uint64_t tokens, fresh;
 };
 
 enum llm_gate_verdict {
     LLM_GATE_PASSED,
     LLM_GATE_FULL,        /* too many sequences or tokens wait */
-    LLM_GATE_TENANT_FULL, /* max_queued requests of this tenant wait already */
+    LLM_GATE_TENANT_FULL, /* the same of this tenant, or max_queued of its requests */
     LLM_GATE_NO_MEMORY,
 };
 
-/* max_queued 0: no limit. A request that finds nobody waiting is never too large. */
+/* max_queued 0: no limit. A request that finds nobody waiting is never too large, nor is one that
+ * finds nobody of its tenant too large for the tenant. */
 enum llm_gate_verdict llm_gate_enter(struct llm_gate *g, const uint8_t tenant[32],
                                      uint32_t max_queued, uint32_t sequences, uint64_t tokens,
                                      struct llm_gate_place *place);
 
-/* The true number of tokens is known now. Never refuses: who is in stays in. */
-void llm_gate_recount(struct llm_gate *g, struct llm_gate_place *place, uint64_t tokens);
+/* The true number of tokens is known now: once a place. Never refuses: who is in stays in.
+ *
+ * fresh: how many of them nobody has computed; head: the digest of the prompt's first page, NULL
+ * when it has none. Of requests that begin with the same page one alone counts as fresh, because
+ * the others may find what it computes. */
+void llm_gate_recount(struct llm_gate *g, struct llm_gate_place *place, uint64_t tokens,
+                      uint64_t fresh, const uint8_t head[32]);
 
 /* It has started, or ended before. A place that was left already is fine. */
 void llm_gate_leave(struct llm_gate *g, struct llm_gate_place *place);
+
+/* How fast the model reads prompts, as far as is known. */
+struct llm_gate_pace {
+    uint32_t prefill_rate; /* tokens a second, measured; 0: not yet */
+    uint64_t pool_tokens;  /* that the latent pool holds */
+};
+
+/* The least time, in ns, until a request of this tenant that comes now has its first token, and
+ * until it starts: what the tenant's own requests before it have to be read at least, at twice the
+ * measured rate. 0 where nothing certain can be said. Other tenants' requests do not count, as it
+ * may overtake them all; nor, for the start, does what may wait in the pool to be read. */
+struct llm_gate_wait {
+    uint64_t start_ns, first_token_ns;
+};
+struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t tenant[32],
+                                         const struct llm_gate_pace *pace);
+
+/* When it is worth while to try again, in ms, 1,000 … 60,000: when all that waits now will have been
+ * read, and up to a quarter more by `noise`, lest all come back at the same moment. */
+uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
+                           uint32_t noise);
 
 #endif

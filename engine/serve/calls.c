@@ -9,7 +9,6 @@
 #include <string.h>
 
 #define BYTES_PER_TOKEN 4 /* of a prompt, until it is known */
-#define RETRY_MS 1000
 
 static void done(struct llm_call *call);
 
@@ -92,6 +91,31 @@ static uint32_t count_sequences(const struct llm_ipc_submit_view *v)
     return n_prompts * v->head.n;
 }
 
+static struct llm_gate_pace pace_of(const struct llm_engine *e)
+{
+    return (struct llm_gate_pace){
+        .prefill_rate = e->load.prefill_rate,
+        .pool_tokens = (uint64_t) e->load.total_pages * LLM_PAGE_TOKENS,
+    };
+}
+
+static bool too_long(const struct llm_call *call, uint64_t wait_ns, uint64_t deadline)
+{
+    return deadline != 0 && wait_ns != 0 && call->submitted_ns + wait_ns > deadline;
+}
+
+/* Whether it is certain now that one of its deadlines will pass before its turn comes. */
+static bool comes_too_late(const struct llm_call *call)
+{
+    const struct llm_ipc_submit *h = &call->submit.head;
+    const struct llm_gate_pace pace = pace_of(call->engine);
+    const struct llm_gate_wait wait = llm_gate_least_wait(&call->engine->gate, h->tenant, &pace);
+
+    return too_long(call, wait.start_ns, h->queue_deadline) ||
+           too_long(call, wait.first_token_ns, h->first_token_deadline) ||
+           too_long(call, wait.first_token_ns, h->deadline);
+}
+
 static bool may_enter(struct llm_call *call)
 {
     const struct llm_ipc_submit *h = &call->submit.head;
@@ -108,12 +132,15 @@ static bool may_enter(struct llm_call *call)
         break;
     }
 
+    if (comes_too_late(call)) {
+        return llm_call_refuse(call, LLM_IPC_TIMEOUT_QUEUE, "the queue is longer than its time");
+    }
     switch (llm_gate_enter(&e->gate, h->tenant, h->max_queued, count_sequences(&call->submit),
                            call->submit.items_length / BYTES_PER_TOKEN, &call->place)) {
     case LLM_GATE_FULL:
         return llm_call_refuse(call, LLM_IPC_QUEUE_FULL, "the queue is full");
     case LLM_GATE_TENANT_FULL:
-        return llm_call_refuse(call, LLM_IPC_TENANT_FULL, "too many requests of this tenant wait");
+        return llm_call_refuse(call, LLM_IPC_TENANT_FULL, "too much of this tenant waits");
     case LLM_GATE_NO_MEMORY:
         return llm_call_refuse(call, LLM_IPC_FAILED, "the engine is out of memory");
     case LLM_GATE_PASSED:
@@ -212,7 +239,7 @@ void llm_call_prepared(struct llm_call *call)
         return;
     }
 
-    llm_gate_recount(&call->engine->gate, &call->place, call->prompt_tokens);
+    llm_gate_recount(&call->engine->gate, &call->place, call->prompt_tokens, 0, NULL);
     call->counted_due = true;
     if ((call->submit.head.flags & LLM_IPC_AWAIT_RELEASE) != 0) {
         call->phase = LLM_CALL_HELD;
@@ -468,9 +495,12 @@ static void report_usage(const struct llm_call *call, struct llm_ipc_finished *f
 static int send_finished(struct llm_call *call)
 {
     uint64_t now = llm_now_ns();
+    const struct llm_gate_pace pace = pace_of(call->engine);
     struct llm_ipc_finished f = {
         .status = (uint32_t) call->status,
-        .retry_after_ms = worth_retrying(call->status) ? RETRY_MS : 0,
+        .retry_after_ms = worth_retrying(call->status)
+                              ? llm_gate_retry_ms(&call->engine->gate, &pace, (uint32_t) now)
+                              : 0,
         .queue_ns = (call->started_ns != 0 ? call->started_ns : now) - call->submitted_ns,
         .first_token_ns = call->first_token_ns != 0 ? call->first_token_ns - call->submitted_ns
                                                     : 0,

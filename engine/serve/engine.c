@@ -339,7 +339,7 @@ static int loop(struct llm_engine *e, struct llm_error *err)
         }
         busy = llm_clients_settle(e);
         llm_state_set_load(&e->state, &(struct llm_state_load){
-                                          .queued_requests = e->gate.requests,
+                                          .queued_requests = e->gate.sequences,
                                           .running_requests = e->n_running,
                                           .queued_tokens = e->gate.tokens,
                                           .free_pages = e->load.free_pages,
@@ -362,8 +362,8 @@ int llm_engine_run(const struct llm_settings *settings)
     struct llm_engine e = {
         .settings = settings,
         .gate = {
-            .max_sequences = settings->max_queue_requests,
-            .max_tokens = settings->max_queue_tokens,
+            .all = {settings->max_queue_requests, settings->max_queue_tokens},
+            .tenant = {settings->max_tenant_queue_requests, settings->max_tenant_queue_tokens},
         },
         .loop.epoll = -1,
         .listener.fd = -1,

@@ -1,12 +1,29 @@
-/* The queue's limits: requests, tokens, tenants. */
+/* The queue's limits, in all and by tenant; what can be said of the time it takes. */
 
+#include "engine/base/clock.h"
 #include "engine/sched/gate.h"
 #include "t/unit/tap.h"
 
-int main(void)
+static const uint8_t a[32] = "a", b[32] = "b";
+
+static void leave_all(struct llm_gate *g, struct llm_gate_place *p, int n)
 {
-    static struct llm_gate g = {.max_sequences = 4, .max_tokens = 1000};
-    static const uint8_t a[32] = "a", b[32] = "b";
+    bool left = false;
+
+    for (int i = 0; i < n; i++) {
+        llm_gate_leave(g, &p[i]);
+        llm_gate_leave(g, &p[i]);
+    }
+    for (int i = 0; i < LLM_GATE_BUCKETS; i++) {
+        left = left || g->tenants.buckets[i] != NULL || g->heads.buckets[i] != NULL;
+    }
+    ok(g->requests == 0 && g->sequences == 0 && g->tokens == 0, "all have left, once");
+    ok(!left, "no tenant and no page is left");
+}
+
+static void test_all(void)
+{
+    static struct llm_gate g = {.all = {4, 1000}, .tenant = {100, 100000}};
     struct llm_gate_place p[6] = {{0}};
 
     is_int(llm_gate_enter(&g, a, 2, 1, 600, &p[0]), LLM_GATE_PASSED, "the first request");
@@ -19,28 +36,17 @@ int main(void)
     is_int(g.requests, 4, "four wait");
     is_int(g.tokens, 1000, "with a thousand tokens");
 
-    llm_gate_recount(&g, &p[1], 100);
+    llm_gate_recount(&g, &p[1], 100, 0, NULL);
     is_int(g.tokens, 700, "less than was thought");
-    llm_gate_recount(&g, &p[1], 2000);
+    llm_gate_recount(&g, &p[0], 2500, 0, NULL);
     is_int(g.tokens, 2600, "more than was thought: who is in stays in");
     llm_gate_leave(&g, &p[3]);
     is_int(llm_gate_enter(&g, b, 0, 1, 1, &p[4]), LLM_GATE_FULL, "but nobody else comes in");
-
-    for (int i = 0; i < 6; i++) {
-        llm_gate_leave(&g, &p[i]);
-        llm_gate_leave(&g, &p[i]);
-    }
-    is_int(g.requests, 0, "all have left, once");
-    is_int(g.tokens, 0, "with their tokens");
-    for (int i = 0; i < LLM_TENANT_BUCKETS; i++) {
-        if (g.tenants.buckets[i] != NULL) {
-            ok(false, "no tenant is left");
-        }
-    }
+    leave_all(&g, p, 6);
 
     is_int(llm_gate_enter(&g, a, 1, 1, 5000, &p[0]), LLM_GATE_PASSED,
            "who finds nobody waiting is never too long");
-    is_int(llm_gate_enter(&g, a, 1, 1, UINT64_MAX, &p[1]), LLM_GATE_FULL, "no sum overflows");
+    is_int(llm_gate_enter(&g, b, 1, 1, UINT64_MAX, &p[1]), LLM_GATE_FULL, "no sum overflows");
     llm_gate_leave(&g, &p[0]);
 
     is_int(llm_gate_enter(&g, a, 0, 5, 1, &p[0]), LLM_GATE_PASSED, "nor has too many choices");
@@ -49,8 +55,94 @@ int main(void)
     is_int(llm_gate_enter(&g, a, 0, 3, 1, &p[1]), LLM_GATE_FULL, "three more are too many");
     is_int(llm_gate_enter(&g, a, 0, 2, 1, &p[1]), LLM_GATE_PASSED, "two more are not");
     is_int(g.requests, 2, "two requests wait");
+    leave_all(&g, p, 2);
+}
+
+static void test_tenants(void)
+{
+    static struct llm_gate g = {.all = {10, 1000}, .tenant = {3, 500}};
+    struct llm_gate_place p[6] = {{0}};
+
+    is_int(llm_gate_enter(&g, a, 0, 1, 400, &p[0]), LLM_GATE_PASSED, "a tenant's first");
+    is_int(llm_gate_enter(&g, a, 0, 1, 101, &p[1]), LLM_GATE_TENANT_FULL, "too many tokens of it");
+    is_int(llm_gate_enter(&g, a, 0, 1, UINT64_MAX, &p[1]), LLM_GATE_TENANT_FULL,
+           "no sum overflows");
+    is_int(llm_gate_enter(&g, a, 0, 1, 100, &p[1]), LLM_GATE_PASSED, "as many as may be");
+    is_int(llm_gate_enter(&g, a, 0, 2, 0, &p[2]), LLM_GATE_TENANT_FULL, "too many choices of it");
+    is_int(llm_gate_enter(&g, b, 0, 1, 500, &p[2]), LLM_GATE_PASSED, "another tenant's part");
+    is_int(llm_gate_enter(&g, a, 0, 1, 1, &p[3]), LLM_GATE_TENANT_FULL,
+           "the tenant's own limit is told before everybody's");
     llm_gate_leave(&g, &p[0]);
-    llm_gate_leave(&g, &p[1]);
-    is_int(g.sequences, 0, "and leave with their choices");
+    is_int(llm_gate_enter(&g, a, 0, 2, 400, &p[0]), LLM_GATE_PASSED, "what left makes room");
+    llm_gate_recount(&g, &p[0], 10, 10, a);
+    is_int(llm_gate_enter(&g, a, 0, 0, 390, &p[3]), LLM_GATE_PASSED,
+           "and so does what is less than was thought");
+    leave_all(&g, p, 6);
+    is_int(llm_gate_enter(&g, a, 0, 5, 900, &p[0]), LLM_GATE_PASSED,
+           "who finds nobody of its tenant waiting is never too large for that");
+    leave_all(&g, p, 1);
+}
+
+/* 100 tokens a second: 200 at most, as far as is certain. */
+static void test_deadlines(void)
+{
+    static struct llm_gate g = {.all = {100, 100000}, .tenant = {100, 100000}};
+    const struct llm_gate_pace pace = {.prefill_rate = 100, .pool_tokens = 640};
+    static const uint8_t page[3][32] = {"p0", "p1", "p2"};
+    struct llm_gate_place p[5] = {{0}};
+    struct llm_gate_wait w;
+
+    for (int i = 0; i < 5; i++) {
+        llm_gate_enter(&g, i < 4 ? a : b, 0, 1, 5000, &p[i]);
+    }
+    w = llm_gate_least_wait(&g, a, &pace);
+    ok(w.start_ns == 0 && w.first_token_ns == 0, "what nobody has counted is not certain");
+    llm_gate_recount(&g, &p[0], 5000, 1000, page[0]);
+    w = llm_gate_least_wait(&g, a, &pace);
+    ok(w.first_token_ns == 5 * LLM_NS_PER_S, "a thousand tokens before it take five seconds");
+    ok(w.start_ns == 1800 * LLM_NS_PER_MS, "but all that fits into the pool may start before");
+    llm_gate_recount(&g, &p[1], 5000, 4000, page[0]);
+    llm_gate_recount(&g, &p[2], 60, 60, NULL);
+    w = llm_gate_least_wait(&g, a, &pace);
+    ok(w.first_token_ns == 5 * LLM_NS_PER_S,
+       "what begins with the same page may be found, what has no page is not looked at");
+    llm_gate_recount(&g, &p[3], 5000, 200, page[1]);
+    llm_gate_recount(&g, &p[4], 5000, 5000, page[2]);
+    w = llm_gate_least_wait(&g, a, &pace);
+    ok(w.first_token_ns == 6 * LLM_NS_PER_S, "another page counts, another tenant does not");
+    ok(llm_gate_least_wait(&g, b, &pace).first_token_ns == 25 * LLM_NS_PER_S, "its own does");
+    ok(llm_gate_least_wait(&g, page[0], &pace).first_token_ns == 0, "a tenant that has nothing");
+    ok(llm_gate_least_wait(&g, a, &(struct llm_gate_pace){0}).first_token_ns == 0,
+       "nothing is certain before anything is measured");
+    llm_gate_leave(&g, &p[0]);
+    ok(llm_gate_least_wait(&g, a, &pace).first_token_ns == LLM_NS_PER_S,
+       "what has started is not waited for");
+    leave_all(&g, p, 5);
+}
+
+static void test_retry(void)
+{
+    static struct llm_gate g = {.all = {100, 100000000}, .tenant = {100, 100000000}};
+    const struct llm_gate_pace pace = {.prefill_rate = 100};
+    struct llm_gate_place p = {0};
+
+    is_int(llm_gate_retry_ms(&g, &pace, 0), 1000, "an empty queue: a second");
+    llm_gate_enter(&g, a, 0, 1, 2000, &p);
+    is_int(llm_gate_retry_ms(&g, &pace, 0), 20000, "two thousand tokens at a hundred a second");
+    is_int(llm_gate_retry_ms(&g, &pace, 1023), 25000, "or a quarter later");
+    is_int(llm_gate_retry_ms(&g, &(struct llm_gate_pace){0}, 0), 1000,
+           "a second, before anything is measured");
+    llm_gate_recount(&g, &p, 100000000, 0, NULL);
+    is_int(llm_gate_retry_ms(&g, &pace, 1023), 60000, "a minute at most");
+    ok(llm_gate_retry_ms(&g, &pace, 0) < 50000, "also then not all at the same moment");
+    leave_all(&g, &p, 1);
+}
+
+int main(void)
+{
+    test_all();
+    test_tenants();
+    test_deadlines();
+    test_retry();
     return done_testing();
 }

@@ -176,12 +176,27 @@ static void test_revoke_late(struct worker *w)
 
 /* --- queues and deadlines --- */
 
+static bool await_queued(const struct worker *w, uint32_t n)
+{
+    struct llm_ipc_state state;
+
+    for (int i = 0; i < 500; i++) {
+        llm_ipc_state_read(&w->ipc, &state);
+        if (state.queued_requests == n) {
+            return true;
+        }
+        usleep(10000);
+    }
+    return false;
+}
+
 static void test_queue(struct worker *w)
 {
     struct answer *running, *waiting, *a;
     struct submit s;
 
-    plain(&s, 50, 4000);
+    plain(&s, 50, 8000);
+    s.head.flags = LLM_IPC_IGNORE_EOS;
     s.head.max_running = 1;
     running = worker_submit(w, 0, &s);
     worker_await_text(w, running);
@@ -202,23 +217,40 @@ static void test_queue(struct worker *w)
     ok(worker_ends(w, a, LLM_IPC_TIMEOUT_QUEUE), "a deadline in the queue");
     ok(waiting->n_finished == 0, "the others wait on");
 
-    for (uint32_t i = 10; i < 16; i++) {
+    for (uint32_t i = 10; i < 15; i++) {
         plain(&s, 50, 10);
         s.head.max_running = 1;
         worker_submit(w, i, &s);
     }
-    worker_await(w, &w->answers[15]);
-    ok(worker_ends(w, &w->answers[15], LLM_IPC_QUEUE_FULL), "the sixth is one too many");
+    ok(worker_ends(w, &w->answers[14], LLM_IPC_TENANT_FULL), "the sixth is one too many");
 
-    for (uint32_t i = 10; i < 15; i++) {
+    for (uint32_t i = 11; i < 14; i++) {
         worker_cancel(w, i);
         worker_await(w, &w->answers[i]);
     }
+    ok(await_queued(w, 2), "who is cancelled leaves the queue");
     plain(&s, 5, 10);
     submit_item(&s, LLM_IPC_ITEM_PROMPT_IDS, 0, prompt, 20);
     s.head.n = 3;
     a = worker_submit(w, 4, &s);
-    ok(worker_ends(w, a, LLM_IPC_QUEUE_FULL), "two prompts with three choices each are six");
+    ok(worker_ends(w, a, LLM_IPC_TENANT_FULL), "two prompts with three choices each are six");
+
+    for (uint32_t i = 20; i < 29; i++) { /* each a tenant of its own; held, so that they wait */
+        plain(&s, 50, 10);
+        s.head.tenant[0] = (uint8_t) i;
+        s.head.flags |= LLM_IPC_AWAIT_RELEASE;
+        worker_submit(w, i, &s);
+    }
+    ok(worker_ends(w, &w->answers[28], LLM_IPC_QUEUE_FULL), "the eleventh of all is too many too");
+    ok(w->answers[28].finished.retry_after_ms >= 1000, "may be tried again");
+    ok(await_queued(w, 10) && w->ipc.state->queue_limit_requests == 10,
+       "as many wait as may, which every worker can read");
+    for (uint32_t i = 20; i < 28; i++) {
+        worker_cancel(w, i);
+        worker_await(w, &w->answers[i]);
+    }
+    worker_cancel(w, 10);
+    worker_await(w, &w->answers[10]);
 
     worker_cancel(w, 0);
     ok(worker_ends(w, running, LLM_IPC_CANCELLED) && worker_ends(w, waiting, LLM_IPC_OK),
@@ -410,13 +442,91 @@ static void test_full_ring(struct worker *w)
     ok(worker_await_idle(w), "all is given back");
 }
 
+/* kB of memory that a process has. */
+static long resident(pid_t pid)
+{
+    char path[64], line[256];
+    long kb = -1;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int) pid);
+    f = fopen(path, "r");
+    worker_must(f != NULL);
+    while (kb < 0 && fgets(line, sizeof(line), f) != NULL) {
+        sscanf(line, "VmRSS: %ld", &kb);
+    }
+    fclose(f);
+    return kb;
+}
+
+/* A request that is refused, with so many bytes of a prompt, as soon as there is room for it. */
+static void send_refused(struct worker *w, uint32_t slot, const char *text, size_t len)
+{
+    struct llm_ipc_iovec part;
+    struct submit s;
+    uint8_t *payload;
+    int rc;
+
+    submit_begin(&s, LLM_IPC_KIND_COMPLETION);
+    submit_item(&s, LLM_IPC_ITEM_PROMPT_TEXT, 0, text, len);
+    s.head.n = LLM_IPC_MAX_N + 1;
+    payload = submit_end(&s, &part.len);
+    part.data = payload;
+    while ((rc = llm_ipc_send(&w->ipc, LLM_IPC_SUBMIT, slot, 1, &part, 1)) == LLM_IPC_AGAIN) {
+        llm_ipc_flush(&w->ipc);
+        worker_must(worker_readable(w->ipc.own_event, 10000));
+        llm_ipc_awake(&w->ipc);
+    }
+    worker_must(rc == LLM_IPC_DONE);
+    llm_ipc_flush(&w->ipc);
+    free(payload);
+}
+
+/* A worker that does not hear: when the ring is full of answers, the others wait with what they
+ * are about, and a prompt that was refused is none of that. */
+static void test_refused(pid_t pid)
+{
+    static char text[1 << 20];
+    const uint32_t n_answers = LLM_IPC_DEFAULT_E_ARENA / sizeof(struct llm_ipc_finished);
+    const uint32_t n_large = 200;
+    struct worker *w = worker_open(engine_socket);
+    uint64_t end = llm_now_ns() + w->patience_ns;
+    struct llm_ipc_record r;
+    uint32_t n = 0;
+    long kb;
+
+    for (uint32_t i = 0; i < n_answers; i++) {
+        send_refused(w, i % LLM_IPC_MIN_SLOTS, "x", 1);
+    }
+    kb = resident(pid);
+    memset(text, 'x', sizeof(text));
+    for (uint32_t i = 0; i < n_large; i++) {
+        send_refused(w, (n_answers + i) % LLM_IPC_MIN_SLOTS, text, sizeof(text));
+    }
+    kb = resident(pid) - kb;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they keep what is freed */
+    ok(kb < 32 << 10, "%u refused prompts of 1 MB: %ld kB more", n_large, kb);
+#endif
+
+    while (n < n_answers + n_large && llm_now_ns() < end) {
+        if (llm_ipc_recv(&w->ipc, &r, &w->buffer) == LLM_IPC_DONE) {
+            n += r.type == LLM_IPC_FINISHED;
+        } else if (llm_ipc_sleep(&w->ipc)) {
+            worker_readable(w->ipc.own_event, 100);
+            llm_ipc_awake(&w->ipc);
+        }
+    }
+    is_int(n, n_answers + n_large, "and all are answered");
+    worker_close(w);
+}
+
 static void test_running(void)
 {
     pid_t pid;
     struct worker *w, *other;
 
     fake.step_ns = 200000;
-    pid = start("--max-queue-requests", "6");
+    pid = start("--max-queue-requests", "10");
     w = worker_open(engine_socket);
     other = worker_open(engine_socket);
     ok(worker_await_ready(w), "the engine is ready");
@@ -439,6 +549,7 @@ static void test_running(void)
     test_death(w);
     test_strangers(w);
     test_full_ring(w);
+    test_refused(pid);
     is_int(engine_stop(pid), 0, "and ends when told");
     worker_close(w);
 }
