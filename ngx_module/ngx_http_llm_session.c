@@ -396,13 +396,9 @@ ngx_http_llm_engine_up(ngx_http_llm_engine_t *engine)
         return NGX_ERROR;
     }
 
-    /*
-     * idle: the handler is called when the worker is told to exit;
-     * channel: it is not called by worker_shutdown_timeout
-     */
+    /* the handler is called when the worker is told to exit */
 
     engine->wakeup->idle = 1;
-    engine->wakeup->read->channel = 1;
 
     engine->failed.handler = ngx_http_llm_engine_failed_handler;
     engine->failed.data = engine;
