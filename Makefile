@@ -97,13 +97,18 @@ $(BUILD)/fake-engine: $(call objects,$(wildcard t/fake/*.c)) $(BUILD)/libipc.a $
 # t/unit/ROOM_thing.c is a test of that room, linked with it and what it may use, nothing else
 UNIT = $(patsubst t/unit/%.c,$(BUILD)/t/%,$(wildcard t/unit/*_*.c))
 .PHONY: tests
-tests: $(UNIT) $(BUILD)/llm-golden
+tests: $(UNIT) $(BUILD)/llm-golden $(BUILD)/t/hold_parse.so
 define unit_rule
 $(BUILD)/t/$(1): $(BUILD)/obj/t/unit/$(1).o $(call room_archives,$(firstword $(subst _, ,$(1))))
 	@mkdir -p $$(@D)
 	$(CC) $(ALL_LDFLAGS) $$^ -o $$@ $(call room_libs,$(firstword $(subst _, ,$(1))))
 endef
 $(foreach t,$(notdir $(UNIT)),$(eval $(call unit_rule,$(t))))
+
+# goes into nginx by LD_PRELOAD (t/http_parse.t)
+$(BUILD)/t/hold_parse.so: $(BUILD)/obj/t/lib/hold_parse.o
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) -shared $^ -o $@ -ljansson
 
 # --- the nginx module ---
 

@@ -32,6 +32,8 @@ package LLM::Test;
 #   workers => N       (1);  single => 1: master_process off
 #   connections => N   worker_connections (4096)
 #   debug => 1         error_log at debug
+#   preload => FILE    a shared object for LD_PRELOAD, its path without a space
+#   env => {…}         more of the environment
 #   no_module => 1     no load_module, for tests of the harness itself
 #
 # Also
@@ -270,10 +272,11 @@ sub _conf {
 sub nginx_new {
     my ($self, %o) = @_;
     my $dir = $self->dir . '/nginx' . @{ $self->{nginxes} };
-    my $preload = $self->_preload;
+    my $preload = join ' ', $self->_preload, $o{preload} // ();
     my $nginx = LLM::Nginx->new(
         dir => $dir, binary => $self->{nginx}, single => $o{single},
-        env => { $self->_sanitizer_env(0), ($preload ? (LD_PRELOAD => $preload) : ()) });
+        env => { $self->_sanitizer_env(0), ($preload ? (LD_PRELOAD => $preload) : ()),
+            %{ $o{env} // {} } });
 
     mkdir $dir or die "$dir: $!";
     $nginx->{ports}{''} = $self->port;
