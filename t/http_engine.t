@@ -219,6 +219,21 @@ $before = $second->counters->{submitted};
 is($_->response->status, 200, 'a burst') for @clients;
 my $taken = $second->counters->{submitted} - $before;
 ok($taken >= 7 && $taken <= 13, 'a burst is shared') or diag($taken);
+
+# what they have not read yet is not in their state: the worker knows what it has sent
+
+$_->set('consume=off') for $engine, $second;
+my @to_one = map { my $c = $nginx->client; $c->request('POST', '/v1/completions',
+    json => { prompt => 'tokens=1' }); $c } 1 .. 10;
+sleep 0.2;
+@before = map { $_->counters->{submitted} } $engine, $second;
+@clients = map { my $c = $nginx->client; $c->request('POST', '/both/v1/completions',
+    json => { prompt => 'tokens=1' }); $c } 1 .. 10;
+sleep 0.2;
+$_->set('consume=on') for $engine, $second;
+is($_->response->status, 200, 'sent unseen') for @to_one, @clients;
+@share = map { $_->counters->{submitted} - shift @before } $engine, $second;
+is("@share", '10 10', 'who has been sent more gets less');
 for my $state ('state=draining', 'state=loading', 'beat=off') {
     $engine->set($state);
     sleep 4.5 if $state =~ /beat/;

@@ -112,6 +112,8 @@ for my $refusal (@refusals) {
         error_is("$status, stream $$stream", ask("status=$status", stream => $stream), $http, $code);
     }
     # with the tokens that came in the same instant there still is a status to give, later not
+    error_is("$status after it was counted", ask("status=$status first=20", stream => \1), $http,
+        $code);
     error_is("$status beside tokens", ask("status=$status tokens=2", stream => \1), $http, $code);
     my $r = ask("status=$status tokens=2 end=50", stream => \1);
     is($r->status, 200, "$status in a stream: status");

@@ -91,6 +91,17 @@ ok($engine->idle, 'nothing in flight');
 $nginx->reload;
 ok(gone($old, 2), 'a worker without requests ends at once, session or not');
 
+# nor by what the engine keeps, though its worker has an eye on that
+
+($old) = $nginx->workers;
+my $cancelled = $engine->counters->{cancelled};
+$c = ask($nginx, 'first=60000 cancel=never');
+wait_until(5, sub { $engine->counters->{requests} == 1 });
+$c->close;
+ok(wait_until(5, sub { $engine->counters->{cancelled} == $cancelled + 1 }), 'cancelled and kept');
+$nginx->reload;
+ok(gone($old, 2), 'a worker that only waits for its engine ends at once');
+
 # --- several generations ---
 
 my @streams;
