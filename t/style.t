@@ -139,4 +139,9 @@ same('variables',
     [ map { /"(llm_\w+)"/g } @{ $lines{'ngx_module/ngx_http_llm_variables.c'} } ],
     [ $reference =~ /^\| `\$(llm_\w+)`/mg ]);
 
+# --- mutations: each breaks a line that is there ---
+
+my $unfit = `t/mutate -n 2>&1`;
+ok($? == 0, 't/mutations fits the tree') or diag($unfit);
+
 done_testing();
