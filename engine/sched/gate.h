@@ -88,8 +88,8 @@ struct llm_gate_wait {
 struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t tenant[32],
                                          const struct llm_gate_pace *pace);
 
-/* When it is worth while to try again, in ms, 1,000 … 60,000: when all that waits now will have been
- * read, and up to a quarter more by `noise`, lest all come back at the same moment. */
+/* When it is worth while to try again, in ms, 1,000 … 60,000: when all that waits now will have
+ * been read, and up to a quarter more by `noise`, lest all come back at the same moment. */
 uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
                            uint32_t noise);
 

@@ -45,6 +45,7 @@ enum llm_call_ask {
 struct llm_prompt_ids {
     uint32_t *ids;
     uint32_t n;
+    struct llm_digest *digests; /* of its full pages; NULL: nobody may find them */
 };
 
 /* Why a call gets nothing. */
@@ -70,6 +71,7 @@ struct llm_call {
     struct llm_prompt_ids *prompts; /* [n_prompts] */
     uint32_t n_prompts;
     uint32_t prompt_tokens; /* of all prompts */
+    uint32_t cached_guess;  /* of them, when it was counted */
     uint32_t *stop_ids, *bias_ids;
     float *bias;
     struct llm_stop_set *stop;
@@ -81,6 +83,7 @@ struct llm_call {
     enum llm_ipc_status status; /* the first thing that ended it */
     struct llm_gate_place place;
     struct llm_timer timer; /* the next deadline */
+    uint32_t cached_tokens; /* of its prompts, as far as it has started */
     uint64_t submitted_ns, started_ns, first_token_ns; /* 0: not yet */
     uint64_t paused_ns;     /* 0: it is not paused; else since when, or since the last credit */
     uint64_t credit;        /* bytes of text that may be sent */

@@ -229,6 +229,28 @@ static void schedule(struct llm_call *call)
     llm_model_thread_ask(&call->engine->model, call, LLM_ASK_RUN);
 }
 
+/* How much of its prompts need not be computed, as far as one can tell: for the worker, and for
+ * the time that the queue will take. */
+static void guess_cached(struct llm_call *call)
+{
+    const struct llm_prompt_ids *first = &call->prompts[0];
+    uint64_t fresh = 0;
+
+    for (uint32_t i = 0; i < call->n_prompts; i++) {
+        uint32_t n = llm_model_thread_guess_cached(&call->engine->model, &call->prompts[i]);
+
+        call->cached_guess += n;
+        fresh = i == 0 ? call->prompts[i].n - n : fresh;
+    }
+
+    /* a public page may come from other tenants, whom nobody here waits for */
+    llm_gate_recount(&call->engine->gate, &call->place, call->prompt_tokens,
+                     call->request.scope == LLM_SCOPE_PUBLIC ? 0 : fresh,
+                     first->digests != NULL && first->n >= LLM_PAGE_TOKENS
+                         ? first->digests[0].bytes
+                         : NULL);
+}
+
 void llm_call_prepared(struct llm_call *call)
 {
     if (call->status == LLM_IPC_OK) {
@@ -239,7 +261,7 @@ void llm_call_prepared(struct llm_call *call)
         return;
     }
 
-    llm_gate_recount(&call->engine->gate, &call->place, call->prompt_tokens, 0, NULL);
+    guess_cached(call);
     call->counted_due = true;
     if ((call->submit.head.flags & LLM_IPC_AWAIT_RELEASE) != 0) {
         call->phase = LLM_CALL_HELD;
@@ -335,6 +357,7 @@ void llm_calls_take_events(struct llm_engine *e, const struct llm_events *events
         const struct llm_event *event = &events->events[i];
         struct llm_call *call = event->call;
 
+        call->cached_tokens = event->cached_tokens;
         if (event->kind == LLM_EVENT_STARTED) {
             on_started(call);
         } else if (call->status != LLM_IPC_OK) {
@@ -380,6 +403,9 @@ void llm_call_retired(struct llm_call *call)
 {
     if (call->status == LLM_IPC_OK) {
         call->status = status_of(call);
+        if (call->status == LLM_IPC_INVALID) {
+            llm_call_refuse(call, LLM_IPC_INVALID, "the model cannot sample with these parameters");
+        }
     }
     done(call);
 }
@@ -465,7 +491,10 @@ void llm_call_free(struct llm_call *call)
 
 static int send_counted(struct llm_call *call)
 {
-    const struct llm_ipc_counted counted = {.prompt_tokens = call->prompt_tokens};
+    const struct llm_ipc_counted counted = {
+        .prompt_tokens = call->prompt_tokens,
+        .cached_tokens_estimate = call->cached_guess,
+    };
     int rc = llm_ipc_send(&call->client->ipc, LLM_IPC_COUNTED, call->slot, call->generation,
                           &(struct llm_ipc_iovec){&counted, sizeof(counted)}, 1);
 
@@ -483,6 +512,7 @@ static bool worth_retrying(enum llm_ipc_status status)
 static void report_usage(const struct llm_call *call, struct llm_ipc_finished *f)
 {
     f->prompt_tokens = call->prompt_tokens;
+    f->cached_tokens = call->cached_tokens;
     for (uint32_t i = 0; i < call->request.n_sequences; i++) {
         f->completion_tokens += call->choices[i].n_tokens;
     }

@@ -109,6 +109,7 @@ static void fail(struct llm_engine *e)
     llm_log(LLM_LOG_ERROR, "%s: telling %u requests and ending", e->model.error.text, e->n_calls);
     llm_notify("STATUS=Failed");
     e->phase = LLM_ENGINE_FAILED;
+    llm_model_thread_bury(&e->model);
     llm_state_raise(&e->state, LLM_IPC_STATE_FAILED);
 
     for (call = e->calls; call != NULL; call = next) {

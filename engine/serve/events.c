@@ -32,7 +32,11 @@ struct llm_event *llm_events_add(struct llm_events *e, enum llm_event_kind kind,
     struct llm_event *event = &e->events[e->n++];
 
     assert(e->n <= e->cap);
-    *event = (struct llm_event){.kind = kind, .call = LLM_HOLDER(r, struct llm_call, request)};
+    *event = (struct llm_event){
+        .kind = kind,
+        .call = LLM_HOLDER(r, struct llm_call, request),
+        .cached_tokens = r->cached_tokens,
+    };
     return event;
 }
 

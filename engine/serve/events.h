@@ -13,6 +13,7 @@ enum llm_event_kind { LLM_EVENT_STARTED, LLM_EVENT_TOKEN, LLM_EVENT_ENDED };
 struct llm_event {
     struct llm_call *call;
     enum llm_event_kind kind;
+    uint32_t cached_tokens; /* of the request, so far */
     uint32_t choice; /* TOKEN, ENDED */
     uint32_t id;     /* TOKEN, and so are the next */
     float logprob;

@@ -240,8 +240,7 @@ static void *run(void *arg)
     llm_mailbox_post(m->control, &m->loaded);
     if (rc == LLM_OK) {
         rc = turns(m);
-        llm_sched_free(m->sched);
-        if (rc != LLM_OK) { /* from here on the control thread may free all calls */
+        if (rc != LLM_OK) {
             m->broken.kind = LLM_MESSAGE_BROKEN;
             llm_mailbox_post(m->control, &m->broken);
         }
@@ -277,6 +276,30 @@ int llm_model_thread_start(struct llm_model_thread *m, const struct llm_settings
     return LLM_OK;
 }
 
+uint32_t llm_model_thread_guess_cached(const struct llm_model_thread *m,
+                                       const struct llm_prompt_ids *prompt)
+{
+    const struct llm_cache *cache = llm_sched_cache(m->sched);
+    uint32_t n = 0;
+
+    if (prompt->digests != NULL && cache != NULL) {
+        n = llm_cache_estimate(cache, prompt->digests, prompt->n / LLM_PAGE_TOKENS) *
+            LLM_PAGE_TOKENS;
+    }
+    return n < prompt->n ? n : prompt->n - 1; /* the last token is always run */
+}
+
+/* The scheduler outlives its thread, as others look into its cache. */
+void llm_model_thread_bury(struct llm_model_thread *m)
+{
+    if (!m->buried) {
+        pthread_join(m->thread, NULL);
+        llm_sched_free(m->sched);
+        m->sched = NULL;
+        m->buried = true;
+    }
+}
+
 void llm_model_thread_stop(struct llm_model_thread *m)
 {
     if (!m->running) {
@@ -284,7 +307,7 @@ void llm_model_thread_stop(struct llm_model_thread *m)
     }
     m->quit.kind = LLM_MESSAGE_QUIT;
     llm_mailbox_post(&m->inbox, &m->quit);
-    pthread_join(m->thread, NULL);
+    llm_model_thread_bury(m);
     llm_mailbox_free(&m->inbox);
     llm_served_close(&m->served);
     m->running = false;

@@ -19,14 +19,15 @@ struct llm_model_thread {
     struct llm_state *state; /* for the beat */
     struct llm_mailbox inbox, *control;
     pthread_t thread;
-    bool running;
+    bool running, buried;
 
     struct llm_message loaded, broken, quit;
     struct llm_error error; /* LLM_MESSAGE_LOADED and _BROKEN: what failed; code LLM_OK: nothing */
     struct llm_served served;
 
+    struct llm_sched *sched; /* others may ask its cache for an estimate */
+
     /* its own */
-    struct llm_sched *sched;
     struct llm_progress progress;
     struct llm_events *events; /* of this half of a turn */
     struct llm_message *retired, **last_retired; /* in it: calls, by to_control */
@@ -45,6 +46,14 @@ int llm_model_thread_start(struct llm_model_thread *m, const struct llm_settings
  * it; what was asked for too late is forgotten. Begins with LLM_ASK_RUN. */
 void llm_model_thread_ask(struct llm_model_thread *m, struct llm_call *call,
                           enum llm_call_ask what);
+
+/* From the control thread, once it has loaded: how many of the first tokens of a prompt are cached
+ * now, as far as one can tell. */
+uint32_t llm_model_thread_guess_cached(const struct llm_model_thread *m,
+                                       const struct llm_prompt_ids *prompt);
+
+/* After LLM_MESSAGE_BROKEN: the scheduler forgets all calls, which may be freed then. */
+void llm_model_thread_bury(struct llm_model_thread *m);
 
 /* Ends the thread, after the steps in flight. Calls that it still has are forgotten. A load that
  * is under way cannot be stopped: then this must not be called. */

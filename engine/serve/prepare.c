@@ -430,6 +430,51 @@ static uint32_t allowed_tokens(struct work *w, const struct llm_prompt_ids *p)
     return allowed;
 }
 
+static enum llm_scope scope_of(uint8_t scope)
+{
+    switch (scope) {
+    case LLM_IPC_SCOPE_PUBLIC:
+        return LLM_SCOPE_PUBLIC;
+    case LLM_IPC_SCOPE_OFF:
+        return LLM_SCOPE_OFF;
+    default:
+        return LLM_SCOPE_TENANT;
+    }
+}
+
+/* Who may find the latents of its prompts, and under which names. */
+static bool name_pages(struct work *w)
+{
+    struct llm_call *call = w->call;
+    struct llm_request *r = &call->request;
+    const struct llm_ipc_submit *h = &call->submit.head;
+    const struct llm_backend_info *info = w->served->ops->info(w->served->backend);
+
+    r->scope = scope_of(h->scope);
+    llm_scope_owner(r->scope, h->tenant, r->owner_digest);
+    if (r->scope == LLM_SCOPE_OFF) {
+        return true;
+    }
+
+    if (llm_scope_secret(w->served->secret, r->scope, h->tenant, r->chain.secret) != LLM_OK) {
+        return llm_call_refuse(call, LLM_IPC_FAILED, "cannot derive a secret");
+    }
+    memcpy(r->chain.fingerprint, w->served->model->fingerprint, sizeof(r->chain.fingerprint));
+    memcpy(r->chain.numerics_id, info->numerics_id, sizeof(r->chain.numerics_id));
+
+    for (uint32_t i = 0; i < call->n_prompts; i++) {
+        struct llm_prompt_ids *p = &call->prompts[i];
+        uint32_t n_pages = p->n / LLM_PAGE_TOKENS;
+
+        p->digests = new_array(n_pages, sizeof(*p->digests));
+        if (p->digests == NULL ||
+            llm_page_digests(&r->chain, NULL, p->ids, n_pages, p->digests) != LLM_OK) {
+            return refuse_memory(call);
+        }
+    }
+    return true;
+}
+
 static bool make_sequences(struct work *w)
 {
     struct llm_call *call = w->call;
@@ -455,6 +500,7 @@ static bool make_sequences(struct work *w)
             .max_tokens = allowed_tokens(w, p),
             .choice = i,
             .nth = i % h->n,
+            .digests = p->digests,
         };
         r->n_sequences = i + 1;
         llm_choice_init(choice, w->served->tokenizer, call->stop, skip_special,
@@ -471,6 +517,7 @@ static bool make_sequences(struct work *w)
     }
 
     memcpy(r->tenant_digest, h->tenant, sizeof(r->tenant_digest));
+    r->weight = h->weight;
     r->max_running = h->max_running;
     r->max_pages = h->max_pages;
     r->queue_deadline = h->queue_deadline;
@@ -486,7 +533,8 @@ void llm_call_prepare(const struct llm_served *served, struct llm_call *call)
 
     take_census(&call->submit, &census);
     if (check_features(&w, &census) && read_sampling(&w) && read_stop_ids(&w, &census) &&
-        read_bias(&w, &census) && read_stop_strings(&w, &census) && encode_prompts(&w, &census)) {
+        read_bias(&w, &census) && read_stop_strings(&w, &census) && encode_prompts(&w, &census) &&
+        name_pages(&w)) {
         make_sequences(&w);
     }
 
@@ -501,6 +549,7 @@ void llm_call_unprepare(struct llm_call *call)
 {
     for (uint32_t i = 0; i < call->n_prompts; i++) {
         free(call->prompts[i].ids);
+        free(call->prompts[i].digests);
     }
     for (uint32_t i = 0; i < call->request.n_sequences; i++) {
         llm_choice_free(&call->choices[i]);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 /* Latent memory when nobody says: a quarter of what is free, and no more than what as many
  * sequences of full length can use. */
@@ -109,6 +110,9 @@ int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
     rc = llm_model_open(settings->model, &s->model, err);
     if (rc == LLM_OK) {
         rc = open_text(s, settings, err);
+    }
+    if (rc == LLM_OK && getrandom(s->secret, sizeof(s->secret), 0) != sizeof(s->secret)) {
+        rc = llm_fail(err, LLM_EIO, "no random numbers to be had");
     }
     if (rc != LLM_OK) {
         goto fail;

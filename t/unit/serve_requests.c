@@ -470,6 +470,7 @@ static void test_settings(void)
     s.head.top_k = FAKE_REFUSED_TOP_K;
     a = worker_submit(w, 0, &s);
     ok(worker_ends(w, a, LLM_IPC_INVALID), "what the backend refuses is the request's fault");
+    is_str(a->finished.detail, "the model cannot sample with these parameters", "it is told why");
 
     submit_ids(&s, k.prompt, k.n_prompt, 60);
     s.head.flags = LLM_IPC_IGNORE_EOS;
