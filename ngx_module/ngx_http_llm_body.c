@@ -50,6 +50,7 @@ ngx_http_llm_generate(ngx_http_llm_ctx_t *ctx)
     ngx_int_t                 rc;
     ngx_http_request_t       *r;
     ngx_http_llm_health_e     health;
+    ngx_http_llm_engine_t    *engine;
     ngx_http_llm_loc_conf_t  *llcf;
 
     r = ctx->request;
@@ -58,10 +59,11 @@ ngx_http_llm_generate(ngx_http_llm_ctx_t *ctx)
 
     /* where every engine refuses there is no need to read */
 
-    health = ngx_http_llm_models_health(llcf->models);
+    health = ngx_http_llm_models_health(llcf->models, &engine);
 
     if (health > NGX_HTTP_LLM_CONNECTING) {
-        return ngx_http_llm_send_error(ctx, ngx_http_llm_health_error(health));
+        return ngx_http_llm_send_error(ctx,
+                                   ngx_http_llm_refusal(ctx, health, engine));
     }
 
     if (ngx_http_llm_is_encoded(r)) {

@@ -6,6 +6,10 @@
 #include "engine/ipc/utf8.h"
 
 
+/* seconds; what may be added makes them a minute */
+#define NGX_HTTP_LLM_MAX_RETRY  47
+
+
 static uint64_t ngx_http_llm_engine_load(ngx_http_llm_engine_t *engine);
 
 
@@ -119,7 +123,7 @@ ngx_http_llm_model_health(ngx_http_llm_model_t *model,
         health = ngx_http_llm_engine_health(engine);
         load = 0;
 
-        if (health == NGX_HTTP_LLM_READY) {
+        if (health == NGX_HTTP_LLM_READY || health == NGX_HTTP_LLM_FULL) {
             load = ngx_http_llm_engine_load(engine);
         }
 
@@ -135,22 +139,43 @@ ngx_http_llm_model_health(ngx_http_llm_model_t *model,
 
 
 ngx_http_llm_health_e
-ngx_http_llm_models_health(ngx_array_t *models)
+ngx_http_llm_models_health(ngx_array_t *models, ngx_http_llm_engine_t **best)
 {
     ngx_uint_t              i;
     ngx_http_llm_model_t   *model;
-    ngx_http_llm_health_e   health, best;
+    ngx_http_llm_health_e   health, found;
     ngx_http_llm_engine_t  *engine;
 
-    best = NGX_HTTP_LLM_DOWN;
     model = models->elts;
 
-    for (i = 0; i < models->nelts; i++) {
+    found = ngx_http_llm_model_health(&model[0], best);
+
+    for (i = 1; i < models->nelts; i++) {
         health = ngx_http_llm_model_health(&model[i], &engine);
-        best = ngx_min(best, health);
+
+        if (health < found) {
+            found = health;
+            *best = engine;
+        }
     }
 
-    return best;
+    return found;
+}
+
+
+ngx_uint_t
+ngx_http_llm_engine_retry_after(ngx_http_llm_engine_t *engine)
+{
+    uint32_t  rate;
+    uint64_t  n, tokens;
+
+    tokens = ngx_http_llm_state_word(engine, queued_tokens);
+    rate = ngx_http_llm_state_word(engine, prefill_rate);
+
+    n = rate ? tokens / rate : 0;
+    n = ngx_min(ngx_max(n, 1), NGX_HTTP_LLM_MAX_RETRY);
+
+    return n + ngx_random() % (n / 4 + 2);
 }
 
 

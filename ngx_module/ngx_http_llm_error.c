@@ -112,6 +112,13 @@ ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
 
     ctx->error = *error;
 
+    /* who asks before sending a body is not to send what nobody will read */
+
+    if (r->headers_in.expect && r->request_body == NULL) {
+        r->expect_tested = 1;
+        r->keepalive = 0;
+    }
+
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
     if (llcf->intercept_errors
@@ -233,6 +240,20 @@ ngx_http_llm_health_error(ngx_http_llm_health_e health)
     default:
         return &ngx_http_llm_engine_down;
     }
+}
+
+
+ngx_http_llm_error_t *
+ngx_http_llm_refusal(ngx_http_llm_ctx_t *ctx, ngx_http_llm_health_e health,
+    ngx_http_llm_engine_t *engine)
+{
+    ctx->error = *ngx_http_llm_health_error(health);
+
+    if (health == NGX_HTTP_LLM_FULL) {
+        ctx->error.retry_after = ngx_http_llm_engine_retry_after(engine);
+    }
+
+    return &ctx->error;
 }
 
 

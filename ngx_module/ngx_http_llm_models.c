@@ -128,13 +128,14 @@ ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx)
     ngx_http_llm_model_t     *model;
     ngx_http_llm_writer_t    *w;
     ngx_http_llm_health_e     health;
+    ngx_http_llm_engine_t    *engine;
     ngx_http_llm_loc_conf_t  *llcf;
 
     w = &ctx->writer;
 
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
 
-    health = ngx_http_llm_models_health(llcf->models);
+    health = ngx_http_llm_models_health(llcf->models, &engine);
 
     if (health > NGX_HTTP_LLM_FULL) {
         return ngx_http_llm_send_error(ctx, ngx_http_llm_health_error(health));

@@ -415,7 +415,14 @@ ngx_http_llm_health_e ngx_http_llm_engine_health(
 /* the best of a model's, or of several models' engines, least loaded first */
 ngx_http_llm_health_e ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     ngx_http_llm_engine_t **best);
-ngx_http_llm_health_e ngx_http_llm_models_health(ngx_array_t *models);
+ngx_http_llm_health_e ngx_http_llm_models_health(ngx_array_t *models,
+    ngx_http_llm_engine_t **best);
+
+/*
+ * In how many seconds, 1 to 60, a full engine will have read what waits in it
+ * now, and up to a quarter and a second more, lest all come back together.
+ */
+ngx_uint_t ngx_http_llm_engine_retry_after(ngx_http_llm_engine_t *engine);
 
 extern ngx_http_llm_error_t  ngx_http_llm_no_such_model;
 
@@ -516,6 +523,10 @@ ngx_http_llm_error_t *ngx_http_llm_status_error(ngx_uint_t status);
 
 /* of an engine that is not ready */
 ngx_http_llm_error_t *ngx_http_llm_health_error(ngx_http_llm_health_e health);
+
+/* the same of an engine that the request would have gone to */
+ngx_http_llm_error_t *ngx_http_llm_refusal(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_health_e health, ngx_http_llm_engine_t *engine);
 
 /* fills ctx->error with what FINISHED says when it does not say OK */
 void ngx_http_llm_finished_error(ngx_http_llm_ctx_t *ctx);

@@ -520,7 +520,7 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
         }
 
         if (health != NGX_HTTP_LLM_READY) {
-            ngx_http_llm_fail(ctx, ngx_http_llm_health_error(health));
+            ngx_http_llm_fail(ctx, ngx_http_llm_refusal(ctx, health, engine));
             return;
         }
 

@@ -23,6 +23,7 @@
  *   queued=N             queued_requests in the state
  *   queue_limit=N        its limit, queue_limit_requests
  *   queued_tokens=N token_limit=N   the same in tokens
+ *   prefill_rate=N       tokens a second
  *   max_context=N
  *
  * In the state every open request runs and holds one of the pages, so a leak shows there as it
@@ -345,6 +346,8 @@ static bool set_word(struct fake *f, const char *name, const char *value)
         state->queued_tokens = number;
     } else if (strcmp(name, "token_limit") == 0) {
         state->queue_limit_tokens = number;
+    } else if (strcmp(name, "prefill_rate") == 0) {
+        state->prefill_rate = number;
     } else if (strcmp(name, "max_context") == 0) {
         state->max_context = number;
     } else {
