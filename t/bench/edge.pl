@@ -12,6 +12,9 @@
 # What sleeps wakes up slower the longer it has slept. An engine has slept since the request before,
 # so its like is the eventfd that is asked once after each request; one that is asked many times in
 # a row is the floor.
+#
+# Waking up another core costs more than a switch on the same one, and the kernel does not place
+# both pairs alike: `taskset -c 1 make bench-edge` has everything on one core.
 
 use strict;
 use warnings;
