@@ -95,6 +95,9 @@ static const ngx_http_llm_field_t  ngx_http_llm_fields_table[] = {
     JSON("stream_options", BOTH, stream_options),
     CAP("max_tokens", max_tokens),
     CAP("max_completion_tokens", max_completion_tokens),
+    INT("n", head.n, 1, LLM_IPC_MAX_N),
+    { "best_of", COMPLETION, FIELD_INT, AT(best_of), 1, LLM_IPC_MAX_N, 0, 0,
+      NULL },
     INT("min_tokens", head.min_tokens, 0, INT32_MAX),
     FLOAT("temperature", temperature, 0, 2),
     FLOAT("top_p", top_p, 0, 1),
@@ -116,8 +119,6 @@ static const ngx_http_llm_field_t  ngx_http_llm_fields_table[] = {
 
     /* known, with an effect that is not there */
 
-    NEUTRAL("n", BOTH, "[1]"),
-    NEUTRAL("best_of", COMPLETION, "[1]"),
     NEUTRAL("echo", COMPLETION, "[false]"),
     NEUTRAL("suffix", COMPLETION, "[\"\"]"),
     NEUTRAL("logprobs", CHAT, "[false]"),

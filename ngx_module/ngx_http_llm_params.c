@@ -10,6 +10,7 @@
 
 static int ngx_http_llm_params_load(ngx_http_llm_parser_t *ps);
 static int ngx_http_llm_params_lengths(ngx_http_llm_parser_t *ps);
+static int ngx_http_llm_params_choices(ngx_http_llm_parser_t *ps);
 static int ngx_http_llm_params_model(ngx_http_llm_parser_t *ps);
 static int ngx_http_llm_params_items(ngx_http_llm_parser_t *ps);
 static void *ngx_http_llm_params_grow(void *ctx, void *old, size_t old_len,
@@ -223,6 +224,27 @@ ngx_http_llm_params_lengths(ngx_http_llm_parser_t *ps)
 
 
 static int
+ngx_http_llm_params_choices(ngx_http_llm_parser_t *ps)
+{
+    /* all that are made are given: there are no better ones among them */
+
+    if (ps->best_of && ps->best_of != ps->head.n) {
+        return ngx_http_llm_params_fault(ps, "best_of",
+                                  "best_of is only supported if equal to n");
+    }
+
+    if (ps->n_prompts * ps->head.n > LLM_IPC_MAX_CHOICES) {
+        return ngx_http_llm_params_fault(ps, "n",
+                                         "At most %d choices are allowed, n "
+                                         "for each prompt",
+                                         LLM_IPC_MAX_CHOICES);
+    }
+
+    return NGX_HTTP_LLM_PARAMS_OK;
+}
+
+
+static int
 ngx_http_llm_params_items(ngx_http_llm_parser_t *ps)
 {
     int                     rc;
@@ -251,6 +273,10 @@ ngx_http_llm_params_items(ngx_http_llm_parser_t *ps)
 
     } else {
         rc = ngx_http_llm_prompt_prompts(ps);
+    }
+
+    if (rc == NGX_HTTP_LLM_PARAMS_OK) {
+        rc = ngx_http_llm_params_choices(ps);
     }
 
     if (rc != NGX_HTTP_LLM_PARAMS_OK) {

@@ -95,6 +95,7 @@ typedef struct {
 
     uint32_t                 max_tokens;
     uint32_t                 max_completion_tokens;
+    uint32_t                 best_of;
     uint32_t                 n_prompts;
     int                      stream;
     int                      include_usage;

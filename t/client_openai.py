@@ -72,6 +72,11 @@ r = client.chat.completions.create(model="fake", messages=[
                                  {"type": "text", "text": " of two parts"}]}])
 equal(r.choices[0].message.content, "t0", "chat: developer, list of text parts")
 
+r = chat("answer=choice tokens=1", n=3)
+equal([(c.index, c.message.content) for c in r.choices],
+      [(0, "0.0"), (1, "1.0 1.1"), (2, "2.0 2.1 2.2")], "chat: n")
+equal(r.usage.completion_tokens, 6, "chat: n, usage")
+
 raises(openai.BadRequestError, "what is not there yet", lambda: chat("x", logprobs=True),
        status_code=400, param="logprobs")
 
@@ -85,6 +90,13 @@ equal(events[-1].choices[0].finish_reason, "stop", "stream: finish_reason")
 
 events = list(chat("tokens=3", stream=True, stream_options={"include_usage": True}))
 equal((events[-1].choices, events[-1].usage.completion_tokens), ([], 3), "stream: usage")
+
+texts = {}
+for e in chat("answer=choice tokens=2", n=2, stream=True, stream_options={"include_usage": True}):
+    for c in e.choices:
+        texts.setdefault(c.index, []).append(c.finish_reason or c.delta.content)
+equal({i: ["".join(t[:-1]), t[-1]] for i, t in texts.items()},
+      {0: ["0.0 0.1", "stop"], 1: ["1.0 1.1 1.2", "stop"]}, "stream: n")
 
 with chat("tokens=1000 every=5", stream=True) as stream:
     next(iter(stream))
@@ -104,6 +116,9 @@ r = client.completions.create(model="fake", prompt="tokens=2", max_tokens=5)
 equal((r.object, r.choices[0].text), ("text_completion", "t0 t1"), "completion: a string")
 r = client.completions.create(model="fake", prompt=["tokens=2", "b"])
 equal([c.text for c in r.choices], ["t0 t1"] * 2, "completion: two strings")
+r = client.completions.create(model="fake", prompt=["answer=choice tokens=1", "b"], n=2, best_of=2)
+equal([c.text for c in r.choices], ["0.0", "1.0 1.1", "2.0 2.1 2.2", "3.0 3.1 3.2 3.3"],
+      "completion: n for each of two strings")
 r = client.completions.create(model="fake", prompt=[1, 2, 3])
 equal(r.usage.prompt_tokens, 3, "completion: ids")
 r = client.completions.create(model="fake", prompt=[[1, 2], [3]])

@@ -87,6 +87,28 @@ is_deeply([ map { "$_->{index} $_->{text}" } @$a ], [ '0 t0 t1', '1 t0 t1', '2 t
     'a choice for each prompt');
 is(length completion('size=1000 tokens=2000')->text, 2_000_000, 'a long answer');
 
+# several choices, which end one after the other and for reasons of their own
+
+sub text_of { my ($i, $n) = @_; join ' ', map { "$i.$_" } 0 .. $n - 1 }
+
+my @choices = map { [ $_, text_of($_, $_ < 2 ? 2 + $_ : 3), $_ < 2 ? 'stop' : 'length' ] } 0 .. 3;
+$a = completion('answer=choice tokens=2 prompt=10', n => 4, max_tokens => 3)->json;
+is_deeply([ map { [ @$_{qw(index text finish_reason)} ] } @{ $a->{choices} } ], \@choices,
+    'n: each its text and its end, in order');
+is_deeply([ @{ $a->{usage} }{qw(prompt_tokens completion_tokens total_tokens)} ], [ 10, 11, 21 ],
+    'n: one prompt, the sum of all choices');
+$a = chat('answer=choice tokens=2', n => 4, max_tokens => 3)->json;
+is_deeply([ map { [ $_->{index}, $_->{message}{content}, $_->{finish_reason} ] } @{ $a->{choices} } ],
+    \@choices, 'n: a chat');
+$a = completion([ 'answer=choice tokens=2', 'x', 'y' ], n => 2)->json->{choices};
+is_deeply([ map { "$_->{index} $_->{text}" } @$a ], [ map { "$_ " . text_of($_, 2 + $_) } 0 .. 5 ],
+    'n for each prompt');
+$a = chat('answer=choice tokens=1', n => 128)->json->{choices};
+is_deeply([ map { $_->{message}{content} } @$a ], [ map { text_of($_, 1 + $_) } 0 .. 127 ],
+    'n: as many as there may be');
+is(completion('answer=choice size=1000 tokens=100', n => 8)->json->{usage}{completion_tokens}, 828,
+    'n: long ones');
+
 # --- streams ---
 
 sub stream_of {
@@ -148,6 +170,48 @@ $e = stream_of($r);
 is($r->text(1), 't0 t1', 'the second choice');
 is($r->finish_reason(1), 'stop', 'and its end');
 is(scalar(grep { ref } @$e), 6, 'events of both');
+
+for my $case ([ chat('answer=choice tokens=2 prompt=10', n => 4, max_tokens => 3, stream => \1,
+        stream_options => { include_usage => \1 }), 'chat' ],
+    [ completion('answer=choice tokens=2 prompt=10', n => 4, max_tokens => 3, stream => \1,
+        stream_options => { include_usage => \1 }), 'completion' ]) {
+    my ($r, $name) = @$case;
+    my (%roles, @after);
+
+    $e = stream_of($r);
+    is(pop @$e, '[DONE]', "n, $name: [DONE]");
+    my $usage = pop @$e;
+    is_deeply([ $usage->{choices}, @{ $usage->{usage} }{qw(prompt_tokens completion_tokens)} ],
+        [ [], 10, 11 ], "n, $name: usage");
+    is(scalar(grep { defined $_->{usage} || @{ $_->{choices} } != 1 } @$e), 0,
+        "n, $name: once, and one choice an event");
+    my %ended;
+    for my $choice (map { $_->{choices}[0] } @$e) {
+        my $i = $choice->{index};
+        push @after, $i if $ended{$i};
+        $ended{$i} = 1 if defined $choice->{finish_reason};
+        $roles{$i}++ if ($choice->{delta} // {})->{role};
+    }
+    is_deeply([ map { [ $_, $r->text($_), $r->finish_reason($_) ] } 0 .. 3 ], \@choices,
+        "n, $name: each its text and its end");
+    is_deeply(\@after, [], "n, $name: nothing after an end");
+    is_deeply(\%roles, { map { $_ => 1 } 0 .. 3 }, "n, $name: who speaks, once a choice")
+        if $name eq 'chat';
+}
+
+# llm_buffer_size is the request's, however many choices there are
+
+my $slow = $nginx->client(rcvbuf => 4096);
+$slow->request('POST', '/v1/completions',
+    json => { prompt => 'answer=choice size=10000 tokens=40', n => 8, stream => \1 });
+sleep 0.5;
+my $credited = $engine->counters->{credited};
+sleep 0.3;
+is_deeply([ @{ $engine->counters }{qw(requests credited)} ], [ 1, $credited ],
+    'n: a client that does not read stops them all');
+my $all = $slow->response->body;
+is(scalar(() = $all =~ /"index":7,/g), 48, 'n: and gets all when it does');
+like($all, qr/data: \[DONE\]\n\n\z/, 'n: to the end');
 
 # --- text that breaks lines, strings or terminals ---
 

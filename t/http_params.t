@@ -82,8 +82,8 @@ my @numbers = (
     [ 'frequency_penalty', 'both', -2, 2 ],
     [ 'repetition_penalty', 'both', 0.01, 2 ],
     [ 'seed', 'both', -9.3e18, 9.3e18, 1 ],
-    [ 'n', 'both', 1, 1, 0, '' ],
-    [ 'best_of', 'completion', 1, 1, 0, '' ],
+    [ 'n', 'both', 1, 128, 1 ],
+    [ 'best_of', 'completion', 1, 1, 1, '' ],
     [ 'top_logprobs', 'chat', 0, 0, 0, '' ],
     [ 'logprobs', 'completion', 1, 0, 0, '' ],
 );
@@ -139,6 +139,21 @@ is(ask('chat', '"max_tokens": 5, "min_tokens": 5')->status, 200, 'min_tokens is 
 refused('chat', '"max_tokens": 0, "stream": true', 'max_tokens');
 ok(!(grep { $_ eq 'fit_context' } @{ seen(ask('chat', '"max_tokens": 5'))->{flags} }),
     'who asks for a length gets it, or an error');
+
+# --- choices ---
+
+is(ask('completion', '"n": 3, "best_of": 3')->status, 200, 'best_of is n');
+refused('completion', '"n": 3, "best_of": 2', 'best_of');
+refused('completion', '"n": 2, "best_of": 3', 'best_of');
+refused('chat', '"n": 129', 'n');
+for my $case ([ 8, 200 ], [ 9, 400 ]) {
+    my ($n, $status) = @$case;
+    my $r = $nginx->post('/v1/completions', { prompt => [ ('answer=x') x 128 ], n => $n });
+
+    is($r->status, $status, "128 prompts, n $n");
+    is(($r->json // {})->{error}{param}, $status == 200 ? undef : 'n', 'by name');
+    is(scalar @{ $r->json->{choices} }, 1024, 'all of them') if $status == 200;
+}
 
 # --- true or false ---
 
@@ -213,9 +228,9 @@ refused('chat', qq("logit_bias": {$biases, "0": 1}), 'logit_bias', '1025 biases'
 # --- known, but not done: without effect or not at all ---
 
 for my $case (
-    [ both => n => 1 ], [ completion => best_of => 1 ], [ completion => echo => 'false' ],
-    [ completion => suffix => '""' ], [ chat => logprobs => 'false' ],
-    [ chat => top_logprobs => 0 ], [ both => response_format => '{"type": "text"}' ],
+    [ completion => echo => 'false' ], [ completion => suffix => '""' ],
+    [ chat => logprobs => 'false' ], [ chat => top_logprobs => 0 ],
+    [ both => response_format => '{"type": "text"}' ],
     [ chat => modalities => '["text"]' ], [ chat => functions => '[]' ],
     [ chat => function_call => '"none"' ], [ chat => verbosity => '"medium"' ],
     [ both => use_beam_search => 'false' ], [ both => length_penalty => '1.0' ],

@@ -127,6 +127,11 @@ static size_t piece_end(const char *text, size_t at, size_t len)
     return at;
 }
 
+static uint32_t index_of(const struct request *q, const struct choice *c)
+{
+    return (uint32_t) (c - q->choices);
+}
+
 /* Appends the next token's text to b and returns where the choice stands after it. */
 static size_t next_text(const struct request *q, const struct choice *c, struct llm_buf *b)
 {
@@ -135,6 +140,9 @@ static size_t next_text(const struct request *q, const struct choice *c, struct 
     switch (q->script.answer) {
     case ANSWER_COUNT:
         llm_buf_printf(b, c->sent == 0 ? "t%u" : " t%u", c->sent);
+        break;
+    case ANSWER_CHOICE:
+        llm_buf_printf(b, "%s%u.%u", c->sent == 0 ? "" : " ", index_of(q, c), c->sent);
         break;
     case ANSWER_TEXT:
         llm_buf_puts(b, q->script.text);
@@ -157,7 +165,9 @@ static size_t next_text(const struct request *q, const struct choice *c, struct 
 /* Whether the choice has said all, and why. */
 static bool at_end(const struct request *q, const struct choice *c, uint32_t *reason)
 {
-    if (c->sent >= q->script.tokens || (q->text != NULL && c->at >= q->text_length)) {
+    uint32_t more = q->script.answer == ANSWER_CHOICE ? index_of(q, c) : 0;
+
+    if (c->sent >= q->script.tokens + more || (q->text != NULL && c->at >= q->text_length)) {
         *reason = q->script.finish;
         return true;
     }
@@ -474,7 +484,7 @@ static void settle_script(struct request *q, const struct llm_buf *text, uint32_
     if (s->tokens == SCRIPT_NEVER) {
         if (s->status != LLM_IPC_OK) {
             s->tokens = 0;
-        } else if (s->answer == ANSWER_COUNT) {
+        } else if (s->answer == ANSWER_COUNT || s->answer == ANSWER_CHOICE) {
             s->tokens = 3;
         } else if (s->answer == ANSWER_TEXT) {
             s->tokens = 1;

@@ -12,7 +12,8 @@ struct name {
 };
 
 static const struct name answers[] = {
-    {"count", ANSWER_COUNT}, {"echo", ANSWER_ECHO}, {"request", ANSWER_REQUEST}, {NULL, 0}};
+    {"count", ANSWER_COUNT}, {"choice", ANSWER_CHOICE}, {"echo", ANSWER_ECHO},
+    {"request", ANSWER_REQUEST}, {NULL, 0}};
 
 static const struct name finishes[] = {{"stop", LLM_IPC_FINISH_STOP},
                                        {"length", LLM_IPC_FINISH_LENGTH},

@@ -8,11 +8,13 @@
  *
  * The answer
  *   answer=count      "t0 t1 t2 …", `tokens` of them (the default)
+ *   answer=choice     the choice's index before each: "0.0 0.1 …", "1.0 1.1 …"; each choice has one
+ *                     token more than the one before it
  *   answer=echo       the script's text itself, a word a token
  *   answer=request    the SUBMIT record as JSON (t/fake/dump.c says how), 512 bytes a token; whole,
  *                     whatever max_tokens says
  *   answer=TEXT       anything else: that text as one token, repeated; %XX is a byte
- *   tokens=N          how many (count: 3; text: 1; echo, request: all there are); the request's
+ *   tokens=N          how many (count, choice: 3; text: 1; echo, request: all there are); the request's
  *                     max_tokens cuts them: finish_reason length
  *   size=N            pads each token with dots to N bytes
  *   reasoning=N       the first N tokens are reasoning
@@ -45,7 +47,7 @@
 
 #define SCRIPT_NEVER UINT32_MAX /* of a time: never; of a number: not said */
 
-enum script_answer { ANSWER_COUNT, ANSWER_ECHO, ANSWER_REQUEST, ANSWER_TEXT };
+enum script_answer { ANSWER_COUNT, ANSWER_CHOICE, ANSWER_ECHO, ANSWER_REQUEST, ANSWER_TEXT };
 enum script_hang { HANG_NOT, HANG_COUNTED, HANG_FIRST, HANG_END };
 
 struct script {

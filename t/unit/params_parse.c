@@ -19,6 +19,7 @@ static const char *const seeds[] = {
     "ty\":-2,"
     "\"frequency_penalty\":2,\"repetition_penalty\":1.1,\"n\":1,\"best_of\":1,\"echo\":false,\""
     "suffix\":null}",
+    "{\"prompt\":[\"a\",\"b\",\"c\"],\"n\":3,\"best_of\":3}",
     "{\"prompt\":[1,2,3],\"ignore_eos\":true,\"skip_special_tokens\":false,\"user\":\"u\",\"unk"
     "nown\":{\"a\":[]}}",
     "{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":[{\""
@@ -91,7 +92,7 @@ static const char *wrong(const ngx_http_llm_params_t *p, int rc)
 
 static int kind_of(size_t seed)
 {
-    return seed < 4 ? LLM_IPC_KIND_COMPLETION : LLM_IPC_KIND_CHAT;
+    return seed < 5 ? LLM_IPC_KIND_COMPLETION : LLM_IPC_KIND_CHAT;
 }
 
 static void test_seeds(void)
