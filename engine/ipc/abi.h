@@ -335,9 +335,9 @@ enum llm_ipc_status {
     LLM_IPC_CONTEXT_LENGTH = 4, /* numbers: prompt tokens, completion asked for, limit */
     LLM_IPC_PROMPT_LENGTH = 5,  /* max_prompt_tokens; numbers: prompt tokens, 0, limit */
     LLM_IPC_QUEUE_FULL = 6,
-    LLM_IPC_TENANT_FULL = 7,    /* max_queued of the tenant */
+    LLM_IPC_TENANT_FULL = 7,    /* too much of this tenant waits: its max_queued, or its part */
     LLM_IPC_DRAINING = 8,
-    LLM_IPC_TIMEOUT_QUEUE = 9,
+    LLM_IPC_TIMEOUT_QUEUE = 9,  /* queue_deadline; or some deadline is too near for the queue */
     LLM_IPC_TIMEOUT_FIRST_TOKEN = 10,
     LLM_IPC_TIMEOUT = 11,
     LLM_IPC_NON_FINITE = 12,    /* the model's output was not a number */
@@ -379,9 +379,10 @@ struct llm_ipc_state {
     uint8_t fingerprint[8]; /* of the model: system_fingerprint */
     uint8_t pad0[16];
     /* load; 64 */
-    uint32_t queued_requests, running_requests;
-    uint64_t queued_tokens;
-    uint32_t free_pages, total_pages;
+    uint32_t queued_requests;  /* each once for every choice of every prompt, like their limit */
+    uint32_t running_requests; /* that have started and not ended */
+    uint64_t queued_tokens;    /* of prompts */
+    uint32_t free_pages, total_pages; /* the free ones may be full of what nobody uses now */
     uint32_t prefill_rate, decode_rate; /* tokens a second, measured */
     uint32_t queue_limit_requests, reserved1;
     uint64_t queue_limit_tokens;
@@ -392,12 +393,48 @@ struct llm_ipc_state {
     uint32_t n_names; /* served names: the first is the model's, the rest aliases */
     uint32_t reserved2;
     char names[LLM_IPC_MAX_NAMES][LLM_IPC_MAX_NAME]; /* zero terminated */
-    /* room: counters by cause and tier, then a filter of prefix digests */
-    uint64_t counters[256];
-    uint32_t prefix_filter_offset, prefix_filter_size;
+    uint64_t counters[256]; /* by enum llm_ipc_counter */
+    uint32_t prefix_filter_offset, prefix_filter_size; /* room for a filter of prefix digests */
+    /* what counters[] says of the cache, by tenant: struct llm_ipc_tenant, in the region behind
+     * this struct; both fixed from the start */
+    uint32_t tenants_offset, n_tenants;
 };
 
 #define LLM_IPC_STATE_SIZE (128u * 1024)
+
+enum llm_ipc_tier {
+    LLM_IPC_TIER_MEMORY = 0, /* the latent pool */
+    LLM_IPC_TIER_HOST = 1,
+    LLM_IPC_TIERS = 4, /* places in a list of counters */
+};
+
+/* Sums since the engine started, but CACHED_BYTES, which is what is there now. A list over the
+ * tiers takes LLM_IPC_TIERS places in a row. Each counter is a word of its own, stored as a whole:
+ * read together they may be some microseconds apart. */
+enum llm_ipc_counter {
+    LLM_IPC_COUNT_HIT_TOKENS = 0,    /* by tier: found there instead of computed */
+    LLM_IPC_COUNT_EVICTED_PAGES = 4, /* by tier: that had to make room */
+    LLM_IPC_COUNT_CACHED_BYTES = 8,  /* by tier */
+    LLM_IPC_COUNT_MISS_TOKENS = 12,  /* in full pages of prompts, that had to be computed */
+    LLM_IPC_TENANT_COUNTS = 16,      /* the first ones, which a tenant has too */
+};
+
+/* An entry of the table of tenants. The first one is no tenant's: it counts for all that have no
+ * entry, so that the whole table adds up to counters[]. When all are taken, a tenant that comes
+ * gets the entry of the one that did nothing for longest, whose counts go to the first entry; a
+ * tenant that comes back begins at zero.
+ *
+ * version: 0: nobody's yet; odd: it is changing hands; else it stays as it is for as long as the
+ * entry is the same tenant's. Who reads must find the same version before and after. */
+struct llm_ipc_tenant {
+    uint32_t version;
+    uint32_t reserved;
+    uint8_t tenant[32]; /* its digest, as in SUBMIT; SHA-256 of "*public*" for the public scope */
+    uint64_t counters[LLM_IPC_TENANT_COUNTS]; /* by enum llm_ipc_counter */
+};
+
+#define LLM_IPC_TENANTS 512
+#define LLM_IPC_TENANTS_OFFSET 8192
 
 /* --- offsets, for ever --- */
 
@@ -575,6 +612,18 @@ LLM_IPC_AT(llm_ipc_state, names, 144);
 LLM_IPC_AT(llm_ipc_state, counters, 2192);
 LLM_IPC_AT(llm_ipc_state, prefix_filter_offset, 4240);
 LLM_IPC_AT(llm_ipc_state, prefix_filter_size, 4244);
-LLM_IPC_IS(llm_ipc_state, 4248);
+LLM_IPC_AT(llm_ipc_state, tenants_offset, 4248);
+LLM_IPC_AT(llm_ipc_state, n_tenants, 4252);
+LLM_IPC_IS(llm_ipc_state, 4256);
+
+LLM_IPC_AT(llm_ipc_tenant, version, 0);
+LLM_IPC_AT(llm_ipc_tenant, reserved, 4);
+LLM_IPC_AT(llm_ipc_tenant, tenant, 8);
+LLM_IPC_AT(llm_ipc_tenant, counters, 40);
+LLM_IPC_IS(llm_ipc_tenant, 168);
+_Static_assert(LLM_IPC_TENANTS_OFFSET >= sizeof(struct llm_ipc_state) &&
+                   LLM_IPC_TENANTS_OFFSET + LLM_IPC_TENANTS * sizeof(struct llm_ipc_tenant) <=
+                       LLM_IPC_STATE_SIZE,
+               "the table of tenants");
 
 #endif

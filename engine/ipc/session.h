@@ -99,6 +99,10 @@ int llm_ipc_state_create(struct llm_ipc_state **state, int *memfd);
  * Single words may also be read from s->state, each once. */
 void llm_ipc_state_read(const struct llm_ipc_session *s, struct llm_ipc_state *out);
 
+/* Worker. A private copy of entry i of the table of tenants; false: there is no such entry, it is
+ * nobody's, or it keeps changing hands. */
+bool llm_ipc_state_tenant(const struct llm_ipc_session *s, uint32_t i, struct llm_ipc_tenant *out);
+
 /* --- an established session: accept or welcome said LLM_IPC_DONE --- */
 
 struct llm_ipc_iovec {

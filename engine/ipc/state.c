@@ -3,6 +3,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#define TENANT_TRIES 100
+
 int llm_ipc_state_create(struct llm_ipc_state **state, int *memfd)
 {
     void *base;
@@ -17,6 +19,8 @@ int llm_ipc_state_create(struct llm_ipc_state **state, int *memfd)
     (*state)->magic = LLM_IPC_MAGIC;
     (*state)->version = LLM_IPC_VERSION;
     (*state)->size = sizeof(struct llm_ipc_state);
+    (*state)->tenants_offset = LLM_IPC_TENANTS_OFFSET;
+    (*state)->n_tenants = LLM_IPC_TENANTS;
     return LLM_IPC_DONE;
 }
 
@@ -31,4 +35,42 @@ void llm_ipc_state_read(const struct llm_ipc_session *s, struct llm_ipc_state *o
     for (unsigned i = 0; i < LLM_IPC_MAX_NAMES; i++) {
         out->names[i][LLM_IPC_MAX_NAME - 1] = '\0';
     }
+}
+
+/* The entry, if it lies where the peer may have put it. */
+static const struct llm_ipc_tenant *tenant_at(const struct llm_ipc_session *s, uint32_t i)
+{
+    uint64_t offset = __atomic_load_n(&s->state->tenants_offset, __ATOMIC_RELAXED);
+    uint64_t n = __atomic_load_n(&s->state->n_tenants, __ATOMIC_RELAXED);
+
+    if (i >= n || offset % _Alignof(struct llm_ipc_tenant) != 0
+        || offset + n * sizeof(struct llm_ipc_tenant) > s->state_size)
+    {
+        return NULL;
+    }
+    return (const struct llm_ipc_tenant *) ((const uint8_t *) s->state + offset) + i;
+}
+
+bool llm_ipc_state_tenant(const struct llm_ipc_session *s, uint32_t i, struct llm_ipc_tenant *out)
+{
+    const struct llm_ipc_tenant *entry = tenant_at(s, i);
+
+    for (int tries = 0; entry != NULL && tries < TENANT_TRIES; tries++) {
+        uint32_t version = __atomic_load_n(&entry->version, __ATOMIC_ACQUIRE);
+
+        if (version == 0) {
+            return false;
+        }
+        memcpy(out->tenant, entry->tenant, sizeof(out->tenant));
+        for (unsigned k = 0; k < LLM_IPC_TENANT_COUNTS; k++) {
+            out->counters[k] = __atomic_load_n(&entry->counters[k], __ATOMIC_RELAXED);
+        }
+        atomic_thread_fence(memory_order_acquire);
+        if (version % 2 == 0 && __atomic_load_n(&entry->version, __ATOMIC_RELAXED) == version) {
+            out->version = version;
+            out->reserved = 0;
+            return true;
+        }
+    }
+    return false;
 }

@@ -175,6 +175,9 @@ static int turns(struct llm_model_thread *m)
             rc = turn_half(m, llm_sched_finish);
         }
 
+        if (llm_sched_cache(m->sched) != NULL) {
+            llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
+        }
         if (rc == LLM_EAGAIN) {
             llm_mailbox_wait(&m->inbox, IDLE_BEAT_MS);
         } else if (rc == LLM_ENOMEM) {
@@ -239,7 +242,9 @@ static void *run(void *arg)
     m->loaded.kind = LLM_MESSAGE_LOADED;
     llm_mailbox_post(m->control, &m->loaded);
     if (rc == LLM_OK) {
+        m->tally.state = m->state->shared;
         rc = turns(m);
+        llm_tally_free(&m->tally);
         if (rc != LLM_OK) {
             m->broken.kind = LLM_MESSAGE_BROKEN;
             llm_mailbox_post(m->control, &m->broken);

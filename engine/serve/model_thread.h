@@ -11,6 +11,7 @@
 #include "engine/serve/progress.h"
 #include "engine/serve/served.h"
 #include "engine/serve/state.h"
+#include "engine/serve/tally.h"
 
 #include <pthread.h>
 
@@ -32,6 +33,7 @@ struct llm_model_thread {
     struct llm_events *events; /* of this half of a turn */
     struct llm_message *retired, **last_retired; /* in it: calls, by to_control */
     struct llm_sched_load load; /* as told last */
+    struct llm_tally tally;
     bool want_top; /* somebody has asked for log-probabilities */
 };
 

@@ -1,6 +1,7 @@
 /* The engine's state region: what every worker can read without asking.
  *
- * The control thread writes all of it but the beat, which belongs to whoever computes. */
+ * The control thread writes all of it but the beat, which belongs to whoever computes, and what the
+ * cache counts, which the model thread tells (tally.h). */
 
 #ifndef LLM_SERVE_STATE_H
 #define LLM_SERVE_STATE_H

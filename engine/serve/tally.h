@@ -1,0 +1,31 @@
+/* What the cache has found, missed and pushed out, told to every worker: in all and by tenant, in
+ * the engine's state (struct llm_ipc_tenant says how its table is to be read).
+ *
+ * The model thread writes it, as the cache's books are its own; nothing has to be handed over. It
+ * does so when it has nothing else to do, and every 100 ms while it has. */
+
+#ifndef LLM_SERVE_TALLY_H
+#define LLM_SERVE_TALLY_H
+
+#include "engine/cache/cache.h"
+#include "engine/ipc/abi.h"
+
+struct llm_tally_tenant;
+
+struct llm_tally { /* zero-initialised but for `state` */
+    struct llm_ipc_state *state;
+    uint64_t next_ns; /* not before then, while there is other work */
+    uint64_t told[LLM_IPC_TENANT_COUNTS]; /* in all, the last time */
+    uint32_t round;
+    uint32_t n_entries; /* of the table, that are somebody's; the first one is nobody's */
+    uint64_t named[LLM_IPC_TENANT_COUNTS];  /* of all that have an entry */
+    struct llm_tally_tenant *buckets[1024]; /* all that the cache has, and all that have an entry */
+    struct llm_tally_tenant *newest, *oldest; /* those with an entry, by when they last changed */
+};
+
+/* Tells what has changed. idle: there is nothing else to do. */
+void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t now_ns, bool idle);
+
+void llm_tally_free(struct llm_tally *t);
+
+#endif
