@@ -8,9 +8,10 @@
  * A page enters the index before it is computed, so that others with the same prefix can wait for
  * it: until llm_cache_complete it is pending, and has a writer.
  *
- * Which idle page goes first: in each tier, of all tenants that hold more than their share
- * (capacity by weight, among those that used a page lately), the page whose last use is longest
- * ago. So who floods the cache pushes out his own pages, and who is alone has all of it.
+ * Which idle page goes first: in each tier, of all tenants that hold more than their share, the
+ * page whose last use is longest ago; of all tenants, where nobody does. What the tenants with idle
+ * pages hold there, in use or not, is shared by weight among those of them that used a page lately
+ * (ten minutes). So who floods the cache pushes out his own pages, and who is alone has all of it.
  *
  * Bytes move by backend calls that run in the order of the steps; a step that names pages must
  * carry llm_cache_fence. The model thread alone calls everything here but llm_cache_estimate. */
@@ -60,13 +61,14 @@ void llm_cache_drop(struct llm_cache *c, const uint32_t *pages, uint32_t n);
 
 bool llm_cache_shared(const struct llm_cache *c, uint32_t page); /* by two users or more */
 
-/* The longest run of a prefix that is indexed: fills pages[] (one user more each) and says how many
- * of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages. Those in the
+/* The longest run of a prefix that is indexed: fills pages[] (one user more each; room for n) and
+ * says how many of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages. Those in the
  * host tier are given a page of the pool and are on their way; the run ends where none is to be
- * had. Pending pages are part of the run. Counts hits and misses (tokens) for `t`. */
+ * had. Pending pages are part of the run, behind one only pending ones. Counts hits and misses
+ * (tokens) for `t`. */
 struct llm_cache_found {
     uint32_t n;         /* pages */
-    uint32_t n_pending; /* of them: the last ones may be, see llm_cache_pending */
+    uint32_t n_pending; /* of them: the last ones */
     uint32_t n_host;    /* of them: from the host tier */
 };
 void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
@@ -84,7 +86,7 @@ bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t
                        const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS],
                        const void *writer);
 
-/* All rows of an indexed page have been handed to the backend. */
+/* All rows of a pending page have been handed to the backend. */
 void llm_cache_complete(struct llm_cache *c, uint32_t page);
 
 bool llm_cache_indexed(const struct llm_cache *c, uint32_t page);
