@@ -1,8 +1,13 @@
 #include "engine/sched/batch.h"
 
+#include "engine/sched/sched_internal.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* A step that reads prompts has at least so many rows of them, however long it takes. */
+#define MIN_CHUNK 16
 
 int llm_batch_init(struct llm_batch *b, uint32_t max_rows, uint32_t max_seqs)
 {
@@ -10,9 +15,12 @@ int llm_batch_init(struct llm_batch *b, uint32_t max_rows, uint32_t max_seqs)
 
     b->seqs = calloc(max_seqs, sizeof(*b->seqs));
     b->members = calloc(max_seqs, sizeof(*b->members));
+    b->payers = calloc(max_seqs, sizeof(*b->payers));
+    b->readers = calloc(max_seqs, sizeof(*b->readers));
     b->tokens = calloc(max_rows, sizeof(*b->tokens));
     b->flags = calloc(max_rows, sizeof(*b->flags));
-    if (b->seqs == NULL || b->members == NULL || b->tokens == NULL || b->flags == NULL) {
+    if (b->seqs == NULL || b->members == NULL || b->payers == NULL || b->readers == NULL ||
+        b->tokens == NULL || b->flags == NULL) {
         llm_batch_free(b);
         return LLM_ENOMEM;
     }
@@ -24,72 +32,164 @@ void llm_batch_free(struct llm_batch *b)
 {
     free(b->seqs);
     free(b->members);
+    free(b->payers);
+    free(b->readers);
     free(b->tokens);
     free(b->flags);
     *b = (struct llm_batch){0};
 }
 
-/* Adds the next n_rows rows of s: of its prompt, or one that continues it. */
-static void add(struct llm_batch *b, struct llm_sequence *s, uint32_t n_rows)
+/* Writes the next n_rows rows of q: tokens that are known, or the one sampled last. */
+static void write_rows(struct llm_batch *b, const struct llm_sequence *q, uint32_t n_rows)
 {
     uint32_t *tokens = b->tokens + b->n_rows;
     uint8_t *flags = b->flags + b->n_rows;
-    uint32_t left = s->position < s->n_prompt ? s->n_prompt - s->position : 0;
-    bool sample = n_rows >= left;
 
-    /* Rows are handed over strictly in order, and attention reads only rows before its own: so a
-     * sequence reads no byte of a page that it has not written itself. */
-    assert((uint64_t) s->position + n_rows <= (uint64_t) s->n_pages * LLM_PAGE_TOKENS);
-    assert(b->n_seqs < b->max_seqs && n_rows <= b->max_rows - b->n_rows);
-
-    if (left > 0) {
-        memcpy(tokens, s->prompt + s->position, n_rows * sizeof(*tokens));
-        b->n_prompt_rows += n_rows;
+    if (q->position < q->n_known) {
+        memcpy(tokens, q->tokens + q->position, n_rows * sizeof(*tokens));
     } else {
         tokens[0] = LLM_TOKEN_LAST;
     }
-    memset(flags, 0, n_rows);
-    if (sample) {
-        flags[n_rows - 1] = LLM_ROW_SAMPLE;
+    memset(flags, q->position < q->n_there ? LLM_ROW_NO_WRITE : 0, n_rows);
+    if (q->position + n_rows >= q->n_known) {
+        flags[n_rows - 1] |= LLM_ROW_SAMPLE;
     }
-
-    b->seqs[b->n_seqs] = (struct llm_step_seq){
-        .slot = s->slot,
-        .position = s->position,
-        .n_rows = n_rows,
-        .pages = s->pages,
-        .mask = s->asked < s->request->min_tokens ? s->mask : NULL,
-    };
-    b->members[b->n_seqs++] = s;
-    b->n_rows += n_rows;
-
-    s->position += n_rows;
-    s->asked += sample;
-    s->in_flight++;
 }
 
-void llm_batch_fill(struct llm_batch *b, struct llm_sequence *running)
+/* Takes in the next n_rows rows of q on the turn of `payer`, at what they cost in steps of their
+ * kind. */
+static void add(struct llm_sched *s, struct llm_batch *b, struct llm_sequence *q, uint32_t n_rows,
+                struct llm_tenant *payer, const struct llm_cost *cost)
 {
-    struct llm_sequence *s;
+    struct llm_work part = llm_work_of(q->position, n_rows);
 
+    assert((uint64_t) q->position + n_rows <= (uint64_t) q->n_pages * LLM_PAGE_TOKENS);
+    assert(b->n_seqs < b->max_seqs && n_rows <= b->max_rows - b->n_rows);
+    assert(q->step != s->n_steps);
+
+    write_rows(b, q, n_rows);
+    b->seqs[b->n_seqs] = (struct llm_step_seq){
+        .slot = q->slot,
+        .position = q->position,
+        .n_rows = n_rows,
+        .pages = q->pages,
+        .mask = q->asked < q->request->min_tokens ? q->mask : NULL,
+    };
+    b->members[b->n_seqs] = q;
+    b->payers[b->n_seqs++] = payer;
+    b->n_rows += n_rows;
+    b->work = llm_work_sum(b->work, part);
+    llm_fair_charge(payer, llm_cost_of_part(cost, part));
+
+    q->position += n_rows;
+    q->asked += q->position >= q->n_known;
+    q->in_flight++;
+    q->step = s->n_steps;
+}
+
+/* --- rows that decode --- */
+
+static void add_decode_rows(struct llm_sched *s, struct llm_batch *b)
+{
+    for (struct llm_sequence *q = s->running.first; q != NULL && b->n_rows < b->max_rows;
+         q = q->next) {
+        if (llm_sequence_decodes(q)) {
+            add(s, b, q, 1, q->request->tenant, &s->decode_cost);
+        }
+    }
+}
+
+/* --- rows that read prompts --- */
+
+static uint32_t list_readers(const struct llm_sched *s, struct llm_batch *b)
+{
+    uint32_t n = 0;
+
+    for (struct llm_sequence *q = s->running.first; q != NULL; q = q->next) {
+        if (llm_sequence_reads(q) && !q->request->paused) {
+            b->readers[n++] = q;
+        }
+    }
+    return n;
+}
+
+/* Takes the next one out of the n readers: of the tenant with the smallest counter the first. */
+static struct llm_sequence *take_reader(struct llm_batch *b, uint32_t n)
+{
+    struct llm_sequence *q;
+    uint32_t best = 0;
+
+    for (uint32_t i = 1; i < n; i++) {
+        double a = b->readers[i]->request->tenant->counter;
+        double least = b->readers[best]->request->tenant->counter;
+
+        if (a < least || (a == least && b->readers[i]->arrival < b->readers[best]->arrival)) {
+            best = i;
+        }
+    }
+    q = b->readers[best];
+    b->readers[best] = b->readers[n - 1];
+    return q;
+}
+
+/* How many of `max` rows of q the step has time for. */
+static uint32_t rows_in_time(const struct llm_sched *s, const struct llm_batch *b,
+                             const struct llm_sequence *q, uint32_t max)
+{
+    uint32_t least = b->n_prompt_rows == 0 ? MIN_CHUNK : 0, n = 0;
+
+    if (s->options.max_step_ns == 0) {
+        return max;
+    }
+    if (llm_cost_known(&s->prefill_cost)) {
+        n = llm_cost_fit(&s->prefill_cost, b->work, q->position, max, s->options.max_step_ns);
+    }
+    n = n > least ? n : least;
+    return n < max ? n : max;
+}
+
+static void add_prompt_rows(struct llm_sched *s, struct llm_batch *b)
+{
+    for (uint32_t n = list_readers(s, b); n > 0 && b->n_rows < b->max_rows; n--) {
+        struct llm_sequence *q = take_reader(b, n);
+        struct llm_sequence *w = llm_pages_turn(s, q);
+        uint32_t n_rows;
+
+        if (w->step == s->n_steps) {
+            continue; /* what it has computed can be read by the next step */
+        }
+        n_rows = rows_in_time(s, b, w, llm_pages_run(s, w, b->max_rows - b->n_rows));
+        if (n_rows == 0) {
+            break;
+        }
+        add(s, b, w, n_rows, q->request->tenant, &s->prefill_cost);
+        b->n_prompt_rows += n_rows;
+    }
+}
+
+/* --- the step --- */
+
+/* What a step costs besides its rows is borne by its members alike. */
+static void charge_fixed(const struct llm_sched *s, const struct llm_batch *b)
+{
+    double ns = (b->n_prompt_rows > 0 ? s->prefill_cost : s->decode_cost).ns[LLM_COST_FIXED];
+
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        llm_fair_charge(b->payers[i], ns / b->n_seqs);
+    }
+}
+
+void llm_batch_fill(struct llm_sched *s, struct llm_batch *b)
+{
     b->n_seqs = 0;
     b->n_rows = 0;
     b->n_prompt_rows = 0;
+    b->work = (struct llm_work){0};
+    s->n_steps++;
 
-    for (s = running; s != NULL && b->n_rows < b->max_rows; s = s->next) {
-        if (s->position >= s->n_prompt && s->asked < s->max_tokens &&
-            !s->request->paused) {
-            add(b, s, 1);
-        }
-    }
-
-    for (s = running; s != NULL && b->n_rows < b->max_rows; s = s->next) {
-        if (s->position < s->n_prompt && !s->request->paused) {
-            uint32_t left = s->n_prompt - s->position, room = b->max_rows - b->n_rows;
-
-            add(b, s, left < room ? left : room);
-        }
-    }
+    add_decode_rows(s, b);
+    add_prompt_rows(s, b);
+    charge_fixed(s, b);
 }
 
 struct llm_step llm_batch_step(const struct llm_batch *b)
@@ -105,5 +205,7 @@ struct llm_step llm_batch_step(const struct llm_batch *b)
 
 bool llm_batch_samples(const struct llm_batch *b, uint32_t i)
 {
-    return b->seqs[i].position + b->seqs[i].n_rows >= b->members[i]->n_prompt;
+    const struct llm_step_seq *part = &b->seqs[i];
+
+    return part->position + part->n_rows >= b->members[i]->n_known;
 }

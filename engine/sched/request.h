@@ -10,6 +10,8 @@
 #include "engine/cache/digest.h"
 #include "engine/sched/tenant.h"
 
+struct llm_cache_tenant;
+
 /* How a request ended, as far as the scheduler knows. */
 enum llm_outcome {
     LLM_OUTCOME_DONE,
@@ -27,37 +29,55 @@ enum llm_end {
 };
 
 enum llm_sequence_state {
-    LLM_SEQUENCE_QUEUED,
-    LLM_SEQUENCE_RUNNING,
-    LLM_SEQUENCE_ENDED, /* nothing more is wanted of it, but a step in flight names it */
+    LLM_SEQUENCE_QUEUED,    /* in its tenant's queue, for the first time or again */
+    LLM_SEQUENCE_RUNNING,   /* has a slot and pages */
+    LLM_SEQUENCE_PREEMPTED, /* lost its pages; queued again when no step in flight names it */
+    LLM_SEQUENCE_ENDED,     /* nothing more is wanted of it, but a step in flight names it */
     LLM_SEQUENCE_GONE,
 };
 
 struct llm_sequence {
-    const uint32_t *prompt; /* [n_prompt], n_prompt >= 1 */
+    const uint32_t *prompt; /* [n_prompt], n_prompt >= 1; those with the same one share its pages */
     uint32_t n_prompt;
     uint32_t max_tokens; /* to be sampled, >= 1 */
     uint32_t choice; /* index in the request */
     uint32_t nth;    /* index among the choices of the same prompt: for the random numbers */
-    const struct llm_digest *digests; /* [n_prompt / 64] of the chain; NULL: not shared */
+    const struct llm_digest *digests; /* [n_prompt / 64] of the chain, never NULL even if that is
+                                       * none; NULL: not shared, as under LLM_SCOPE_OFF */
 
     enum llm_sequence_state state;
     struct llm_request *request;
-    struct llm_sequence *prev, *next; /* in the queue, or among the running */
-    uint32_t slot;                    /* the backend's */
-    uint32_t *pages;                  /* [n_pages] */
-    uint32_t n_pages;
-    uint32_t *mask;     /* without the stop ids, until min_tokens are there */
+    struct llm_sequence *prev, *next;
+    uint64_t arrival; /* who came later has a larger number */
+
+    /* from its first start to its end */
+    uint32_t *tokens;           /* [n_prompt + sampled], of at most n_prompt + max_tokens */
+    uint32_t *pages;            /* [n_pages] */
+    struct llm_digest *chained; /* [n_chained]: digests of its first full pages */
+    uint32_t *mask;             /* without the stop ids, until min_tokens are there */
+    uint32_t n_pages, n_chained;
+    uint32_t asked;   /* tokens to be sampled by the steps submitted so far */
+    uint32_t sampled; /* of them, those that have come */
+
+    /* while it runs */
+    uint32_t slot;      /* the backend's */
+    uint32_t n_known;   /* tokens that were there when it started, or started again */
+    uint32_t n_read;    /* rows of them that may go in chunks; the others go one a step */
+    uint32_t n_matched; /* leading pages that were found in the index, computed or promised */
+    uint32_t n_found;   /* leading pages that others had computed before it ever started */
+    uint32_t n_there;   /* leading rows that are in its pages: all before `position`, or one more */
     uint32_t position;  /* of the next row: all before were handed to the backend in order */
-    uint32_t asked;     /* tokens to be sampled by the steps submitted so far */
-    uint32_t sampled;   /* of them, those that have come */
     uint32_t in_flight; /* steps that name it */
+    uint64_t step;      /* the last one it got rows of */
+    bool chosen;        /* to be preempted, while some are looked for */
+
+    uint32_t pages_wanted; /* while it waits: how many must be to be had before it is tried again */
 };
 
 struct llm_request {
     uint8_t tenant_digest[32];
     uint32_t weight;                   /* of the tenant; 0 is 1 */
-    enum llm_scope scope;              /* OFF: its pages are nobody else's business */
+    enum llm_scope scope;              /* LLM_SCOPE_OFF: no page of it is indexed */
     uint8_t owner_digest[32];          /* whom its cached pages are charged to (llm_scope_owner) */
     struct llm_chain chain;            /* of its pages' digests; used where there are any */
     uint32_t max_running, max_pages;   /* of the tenant; 0: no limit */
@@ -76,6 +96,7 @@ struct llm_request {
                              * first token: final when all of its sequences have had one */
     uint32_t n_alive;       /* sequences that are not gone */
     struct llm_tenant *tenant;
+    struct llm_cache_tenant *owner; /* in the cache's books; NULL: its pages are not indexed */
 };
 
 /* Latent pages of a sequence at its longest. */

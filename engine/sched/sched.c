@@ -1,65 +1,38 @@
 #include "engine/sched/sched.h"
 
 #include "engine/base/clock.h"
-#include "engine/cache/pool.h"
-#include "engine/sched/batch.h"
+#include "engine/sched/sched_internal.h"
 
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define STEPS_IN_FLIGHT 2
-
-struct list {
-    struct llm_sequence *first, *last;
-    uint32_t n;
-};
-
-/* Tokens and the time they took; older steps count for less and less. */
-struct rate {
-    double tokens, seconds;
-};
-
-struct llm_sched {
-    const struct llm_backend_ops *ops;
-    struct llm_backend *backend;
-    struct llm_sched_options options;
-    struct llm_sched_sink sink;
-
-    struct llm_pool pool;
-    struct llm_tenants tenants;
-    struct list queue, running, ended; /* by state; the last two have slots and pages */
-
-    struct llm_batch batches[STEPS_IN_FLIGHT]; /* oldest, then the others in flight */
-    unsigned oldest, n_in_flight;
-
-    struct rate prefill, decode;
-};
-
-static void list_append(struct list *l, struct llm_sequence *s)
+static uint64_t monotonic(void *ctx)
 {
-    s->prev = l->last;
-    s->next = NULL;
-    *(l->last != NULL ? &l->last->next : &l->first) = s;
-    l->last = s;
-    l->n++;
+    (void) ctx;
+    return llm_now_ns();
 }
 
-static void list_remove(struct list *l, struct llm_sequence *s)
+static int open_cache(struct llm_sched *s, struct llm_error *err)
 {
-    *(s->prev != NULL ? &s->prev->next : &l->first) = s->next;
-    *(s->next != NULL ? &s->next->prev : &l->last) = s->prev;
-    s->prev = s->next = NULL;
-    l->n--;
+    const struct llm_sched_options *o = &s->options;
+    const struct llm_cache_options options = {
+        .host_bytes = o->host_bytes,
+        .tenant_percent = o->tenant_percent != 0 ? o->tenant_percent : 100,
+        .now = o->now,
+        .now_ctx = o->now_ctx,
+    };
+
+    return llm_cache_new(s->ops, s->backend, &options, &s->cache, err);
 }
 
 int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend,
                   const struct llm_sched_options *options, const struct llm_sched_sink *sink,
                   struct llm_sched **out, struct llm_error *err)
 {
+    const struct llm_backend_info *info = ops->info(backend);
     struct llm_sched *s = calloc(1, sizeof(*s));
-    int rc;
+    int rc = LLM_OK;
 
     if (s == NULL) {
         return llm_fail(err, LLM_ENOMEM, "no memory for the scheduler");
@@ -67,14 +40,24 @@ int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend
     s->ops = ops;
     s->backend = backend;
     s->options = *options;
+    s->options.now = options->now != NULL ? options->now : monotonic;
     s->sink = *sink;
+    s->one_form = info->one_form || !options->deterministic;
+    llm_cost_init(&s->prefill_cost);
+    llm_cost_init(&s->decode_cost);
 
-    rc = llm_pool_init(&s->pool, ops->info(backend)->n_pages, err);
-    for (unsigned i = 0; rc == LLM_OK && i < STEPS_IN_FLIGHT; i++) {
+    s->charged = calloc(info->n_pages, sizeof(*s->charged));
+    if (s->charged == NULL) {
+        rc = llm_fail(err, LLM_ENOMEM, "no memory for the books of %u pages", info->n_pages);
+    }
+    for (unsigned i = 0; rc == LLM_OK && i < LLM_STEPS_IN_FLIGHT; i++) {
         rc = llm_batch_init(&s->batches[i], options->max_batch_tokens, options->max_seqs);
         if (rc != LLM_OK) {
             llm_fail(err, rc, "no memory for batches of %u tokens", options->max_batch_tokens);
         }
+    }
+    if (rc == LLM_OK) {
+        rc = open_cache(s, err);
     }
 
     if (rc != LLM_OK) {
@@ -89,15 +72,29 @@ int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend
 
 static void retire(struct llm_sched *s, struct llm_request *r)
 {
+    if (r->owner != NULL) {
+        llm_cache_leave(s->cache, r->owner);
+        r->owner = NULL;
+    }
     if (r->tenant != NULL) {
         r->tenant->running -= r->started;
-        llm_tenants_drop(&s->tenants, r->tenant);
+        llm_fair_leave(&s->fair, r->tenant);
         r->tenant = NULL;
     }
     s->sink.retired(s->sink.ctx, r);
 }
 
-/* One of the n_alive of r is gone; the last one takes the request with it. */
+void llm_sequence_free_arrays(struct llm_sequence *q)
+{
+    free(q->tokens);
+    free(q->pages);
+    free(q->chained);
+    free(q->mask);
+    q->tokens = q->pages = q->mask = NULL;
+    q->chained = NULL;
+}
+
+/* The last sequence to go takes the request with it. */
 static void let_go(struct llm_sched *s, struct llm_request *r)
 {
     if (--r->n_alive == 0) {
@@ -105,25 +102,43 @@ static void let_go(struct llm_sched *s, struct llm_request *r)
     }
 }
 
-static void free_arrays(struct llm_sequence *q)
+static void go(struct llm_sched *s, struct llm_sequence *q)
 {
-    free(q->pages);
-    free(q->mask);
-    q->pages = q->mask = NULL;
+    llm_sequence_free_arrays(q);
+    q->state = LLM_SEQUENCE_GONE;
+    let_go(s, q->request);
 }
 
-/* Gives back slot and pages of an ended sequence that no step names. */
-static void release(struct llm_sched *s, struct llm_sequence *q)
+/* A sequence that is leaving and that no step names any more gives its slot back. The request may
+ * be retired on return. */
+static void leave_slot(struct llm_sched *s, struct llm_sequence *q)
 {
     assert(q->in_flight == 0);
 
     s->ops->seq_free(s->backend, q->slot);
-    llm_pool_drop(&s->pool, q->pages, q->n_pages);
-    q->request->tenant->pages -= q->n_pages;
-    list_remove(&s->ended, q);
-    free_arrays(q);
-    q->state = LLM_SEQUENCE_GONE;
-    let_go(s, q->request);
+    llm_list_remove(&s->leaving, q);
+    if (q->state == LLM_SEQUENCE_PREEMPTED) {
+        q->state = LLM_SEQUENCE_QUEUED;
+        llm_list_insert(&q->request->tenant->waiting, q);
+        s->n_waiting++;
+    } else {
+        go(s, q);
+    }
+}
+
+void llm_sched_leave(struct llm_sched *s, struct llm_sequence *q, enum llm_sequence_state state)
+{
+    struct llm_tenant *t = q->request->tenant;
+
+    llm_pages_end(s, q, q->request->outcome == LLM_OUTCOME_NON_FINITE);
+    t->sequences--;
+    t->reserved -= llm_sequence_pages(q->n_prompt, q->max_tokens);
+    llm_list_remove(&s->running, q);
+    llm_list_append(&s->leaving, q);
+    q->state = state;
+    if (q->in_flight == 0) {
+        leave_slot(s, q);
+    }
 }
 
 /* Ends a sequence in whatever state it is. The request may be retired on return. */
@@ -131,17 +146,19 @@ static void end_sequence(struct llm_sched *s, struct llm_sequence *q)
 {
     switch (q->state) {
     case LLM_SEQUENCE_QUEUED:
-        list_remove(&s->queue, q);
-        q->state = LLM_SEQUENCE_GONE;
-        let_go(s, q->request);
+        llm_list_remove(&q->request->tenant->waiting, q);
+        s->n_waiting--;
+        go(s, q);
         break;
 
     case LLM_SEQUENCE_RUNNING:
-        list_remove(&s->running, q);
-        list_append(&s->ended, q);
+        llm_sched_leave(s, q, LLM_SEQUENCE_ENDED);
+        break;
+
+    case LLM_SEQUENCE_PREEMPTED:
         q->state = LLM_SEQUENCE_ENDED;
         if (q->in_flight == 0) {
-            release(s, q);
+            leave_slot(s, q);
         }
         break;
 
@@ -151,8 +168,7 @@ static void end_sequence(struct llm_sched *s, struct llm_sequence *q)
     }
 }
 
-/* Ends all sequences of r. The request may be retired on return. */
-static void end_request(struct llm_sched *s, struct llm_request *r, enum llm_outcome outcome)
+void llm_sched_end_request(struct llm_sched *s, struct llm_request *r, enum llm_outcome outcome)
 {
     if (r->outcome == LLM_OUTCOME_DONE) {
         r->outcome = outcome;
@@ -165,17 +181,53 @@ static void end_request(struct llm_sched *s, struct llm_request *r, enum llm_out
     let_go(s, r);
 }
 
+bool llm_request_expired(const struct llm_request *r, uint64_t now)
+{
+    return (r->deadline != 0 && now >= r->deadline) ||
+           (!r->started && r->queue_deadline != 0 && now >= r->queue_deadline);
+}
+
 /* --- the beginning --- */
+
+static bool fits_alone(const struct llm_sched *s, const struct llm_request *r)
+{
+    for (uint32_t i = 0; i < r->n_sequences; i++) {
+        const struct llm_sequence *q = &r->sequences[i];
+
+        if (llm_sequence_pages(q->n_prompt, q->max_tokens) > llm_cache_total(s->cache)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Enters it in the books of tenants. False: no memory, or it would never fit. */
+static bool enter(struct llm_sched *s, struct llm_request *r)
+{
+    if (!fits_alone(s, r)) {
+        return false;
+    }
+    r->tenant = llm_fair_enter(&s->fair, r->tenant_digest, r->weight);
+    if (r->tenant == NULL) {
+        return false;
+    }
+    if (r->scope != LLM_SCOPE_OFF) {
+        r->owner = llm_cache_join(s->cache, r->owner_digest, r->tenant->weight);
+    }
+    return r->scope == LLM_SCOPE_OFF || r->owner != NULL;
+}
 
 void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
 {
     r->outcome = LLM_OUTCOME_DONE;
     r->paused = false;
     r->started = false;
+    r->cached_tokens = 0;
     r->n_alive = r->n_sequences;
+    r->tenant = NULL;
+    r->owner = NULL;
 
-    r->tenant = llm_tenants_hold(&s->tenants, r->tenant_digest);
-    if (r->tenant == NULL) {
+    if (!enter(s, r)) {
         r->outcome = LLM_OUTCOME_NO_MEMORY;
         r->n_alive = 0;
         retire(s, r);
@@ -186,103 +238,17 @@ void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
         struct llm_sequence *q = &r->sequences[i];
 
         q->request = r;
-        q->pages = q->mask = NULL;
-        q->position = q->asked = q->sampled = q->in_flight = 0;
-        q->n_pages = llm_sequence_pages(q->n_prompt, q->max_tokens);
+        q->arrival = ++s->arrivals;
+        q->tokens = q->pages = q->mask = NULL;
+        q->chained = NULL;
+        q->n_pages = q->n_chained = q->asked = q->sampled = 0;
+        q->position = q->in_flight = q->pages_wanted = 0;
+        q->n_found = UINT32_MAX;
+        q->step = 0;
+        q->chosen = false;
         q->state = LLM_SEQUENCE_QUEUED;
-        list_append(&s->queue, q);
-    }
-}
-
-/* All ids may be sampled but the stop ids. */
-static uint32_t *new_mask(const struct llm_request *r, uint32_t n_vocab)
-{
-    uint32_t words = (n_vocab + 31) / 32;
-    uint32_t *mask = malloc(words * sizeof(*mask));
-
-    if (mask != NULL) {
-        memset(mask, 0xff, words * sizeof(*mask));
-        for (uint32_t i = 0; i < r->n_stop_ids; i++) {
-            mask[r->stop_ids[i] / 32] &= ~(1u << r->stop_ids[i] % 32);
-        }
-    }
-    return mask;
-}
-
-/* Gives a queued sequence slot and pages, of which there are enough: LLM_OK, LLM_ENOMEM, or what
- * the backend has against it. */
-static int start(struct llm_sched *s, struct llm_sequence *q)
-{
-    struct llm_request *r = q->request;
-    struct llm_sampling sampling = r->sampling;
-    int rc = LLM_ENOMEM;
-
-    q->pages = malloc(q->n_pages * sizeof(*q->pages));
-    q->mask = r->min_tokens > 0 ? new_mask(r, s->options.n_vocab) : NULL;
-    sampling.choice = q->nth;
-    sampling.n_vocab = s->options.n_vocab;
-    if (q->pages != NULL && (r->min_tokens == 0 || q->mask != NULL)) {
-        rc = s->ops->seq_create(s->backend, &sampling, q->prompt, q->n_prompt, 0, &q->slot);
-    }
-    if (rc != LLM_OK) {
-        free_arrays(q);
-        return rc;
-    }
-
-    llm_pool_take(&s->pool, q->n_pages, q->pages);
-    r->tenant->pages += q->n_pages;
-    list_remove(&s->queue, q);
-    list_append(&s->running, q);
-    q->state = LLM_SEQUENCE_RUNNING;
-    if (!r->started) {
-        r->started = true;
-        r->tenant->running++;
-        s->sink.started(s->sink.ctx, r);
-    }
-    return LLM_OK;
-}
-
-static bool tenant_may_start(const struct llm_sequence *q)
-{
-    const struct llm_request *r = q->request;
-
-    if (!r->started && r->max_running != 0 && r->tenant->running >= r->max_running) {
-        return false;
-    }
-    return r->max_pages == 0 || r->tenant->pages + q->n_pages <= r->max_pages;
-}
-
-static bool expired(const struct llm_request *r, uint64_t now)
-{
-    return (r->deadline != 0 && now >= r->deadline) ||
-           (!r->started && r->queue_deadline != 0 && now >= r->queue_deadline);
-}
-
-/* Starts what may start, in order of arrival; only who waits for his own tenant is passed. */
-static void admit(struct llm_sched *s)
-{
-    struct llm_sequence *q = s->queue.first;
-    uint64_t now = q != NULL ? llm_now_ns() : 0;
-    int rc;
-
-    while (q != NULL && s->running.n + s->ended.n < s->options.max_seqs) {
-        struct llm_sequence *next = q->next;
-
-        if (expired(q->request, now)) {
-            end_request(s, q->request, LLM_OUTCOME_EXPIRED);
-            next = s->queue.first; /* others of the request may have stood next */
-        } else if (tenant_may_start(q)) {
-            if (q->n_pages > s->pool.n_free) {
-                break;
-            }
-            rc = start(s, q);
-            if (rc != LLM_OK) {
-                end_request(s, q->request,
-                            rc == LLM_ENOMEM ? LLM_OUTCOME_NO_MEMORY : LLM_OUTCOME_INVALID);
-                next = s->queue.first;
-            }
-        }
-        q = next;
+        llm_list_append(&r->tenant->waiting, q);
+        s->n_waiting++;
     }
 }
 
@@ -290,13 +256,13 @@ static void admit(struct llm_sched *s)
 
 static struct llm_batch *batch_in_flight(struct llm_sched *s, unsigned i)
 {
-    return &s->batches[(s->oldest + i) % STEPS_IN_FLIGHT];
+    return &s->batches[(s->oldest + i) % LLM_STEPS_IN_FLIGHT];
 }
 
-static bool has_prompt_rows(const struct list *running)
+static bool has_readers(const struct llm_sched *s)
 {
-    for (const struct llm_sequence *q = running->first; q != NULL; q = q->next) {
-        if (q->position < q->n_prompt && !q->request->paused) {
+    for (const struct llm_sequence *q = s->running.first; q != NULL; q = q->next) {
+        if (llm_sequence_reads(q) && !q->request->paused) {
             return true;
         }
     }
@@ -308,27 +274,67 @@ static bool has_prompt_rows(const struct list *running)
 static bool may_submit(struct llm_sched *s)
 {
     return s->n_in_flight == 0 ||
-           (s->n_in_flight < STEPS_IN_FLIGHT && batch_in_flight(s, 0)->n_prompt_rows == 0 &&
-            !has_prompt_rows(&s->running));
+           (s->n_in_flight < LLM_STEPS_IN_FLIGHT && batch_in_flight(s, 0)->n_prompt_rows == 0 &&
+            !has_readers(s));
+}
+
+/* Sees to it that a sequence can have rows of the next step. False: it, or another, has left. */
+static bool make_ready(struct llm_sched *s, struct llm_sequence *q, uint64_t now)
+{
+    if (llm_sequence_reads(q) && !q->request->paused) {
+        if (llm_request_expired(q->request, now)) {
+            llm_sched_end_request(s, q->request, LLM_OUTCOME_EXPIRED);
+            return false;
+        }
+        llm_pages_skip(s, q);
+    }
+    if (llm_sequence_decodes(q) && llm_pages_grow(s, q) != LLM_OK) {
+        llm_sched_leave(s, llm_sched_furthest_over(s), LLM_SEQUENCE_PREEMPTED);
+        return false;
+    }
+    return true;
+}
+
+static void make_all_ready(struct llm_sched *s)
+{
+    uint64_t now = has_readers(s) ? llm_sched_now(s) : 0;
+    struct llm_sequence *q = s->running.first;
+
+    while (q != NULL) {
+        q = make_ready(s, q, now) ? q->next : s->running.first;
+    }
+}
+
+static int submit_step(struct llm_sched *s, struct llm_batch *b, struct llm_error *err)
+{
+    struct llm_step step = llm_batch_step(b);
+
+    step.fence = llm_cache_fence(s->cache);
+    if (s->ops->submit(s->backend, &step, &b->ticket) != LLM_OK) {
+        return llm_fail(err, LLM_EINTERNAL, "the backend refused a step");
+    }
+    s->n_in_flight++;
+    for (uint32_t i = 0; i < b->n_seqs; i++) {
+        llm_pages_written(s, b->members[i], b->seqs[i].position);
+    }
+    return LLM_OK;
 }
 
 static int submit_steps(struct llm_sched *s, struct llm_error *err)
 {
-    while (may_submit(s)) {
-        struct llm_batch *b = batch_in_flight(s, s->n_in_flight);
-        struct llm_step step;
+    int rc = LLM_OK;
 
-        llm_batch_fill(b, s->running.first);
+    while (rc == LLM_OK && may_submit(s)) {
+        struct llm_batch *b = batch_in_flight(s, s->n_in_flight);
+
+        make_all_ready(s);
+        llm_batch_fill(s, b);
         if (b->n_rows == 0) {
             break;
         }
-        step = llm_batch_step(b);
-        if (s->ops->submit(s->backend, &step, &b->ticket) != LLM_OK) {
-            return llm_fail(err, LLM_EINTERNAL, "the backend refused a step");
-        }
-        s->n_in_flight++;
+        rc = submit_step(s, b, err);
     }
-    return LLM_OK;
+    return rc;
 }
 
 static bool is_stop_id(const struct llm_request *r, uint32_t id)
@@ -341,13 +347,13 @@ static bool is_stop_id(const struct llm_request *r, uint32_t id)
     return false;
 }
 
-/* The tokens sampled for a running sequence. The request may be retired on return. */
+/* The tokens sampled for a sequence that has not ended. The request may be retired on return. */
 static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct llm_sampled *sampled)
 {
     struct llm_request *r = q->request;
 
     if (sampled->n_tokens == 0) {
-        end_request(s, r, LLM_OUTCOME_NON_FINITE);
+        llm_sched_end_request(s, r, LLM_OUTCOME_NON_FINITE);
         return;
     }
 
@@ -360,7 +366,7 @@ static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct ll
             .top_logprobs = sampled->top_logprobs + (size_t) i * sampled->n_top,
         };
 
-        q->sampled++;
+        q->tokens[q->n_prompt + q->sampled++] = t.id;
         if (is_stop_id(r, t.id)) {
             s->sink.ended(s->sink.ctx, q, LLM_END_STOP);
             end_sequence(s, q);
@@ -377,10 +383,12 @@ static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct ll
 
 static void measure(struct llm_sched *s, const struct llm_batch *b, uint64_t ns)
 {
-    struct rate *r = b->n_prompt_rows > 0 ? &s->prefill : &s->decode;
+    bool reads = b->n_prompt_rows > 0;
+    struct llm_rate *r = reads ? &s->prefill_rate : &s->decode_rate;
 
     r->tokens += b->n_rows - r->tokens / 8;
     r->seconds += (double) ns / (double) LLM_NS_PER_S - r->seconds / 8;
+    llm_cost_learn(reads ? &s->prefill_cost : &s->decode_cost, b->work, ns);
 }
 
 /* Waits for the oldest step in flight. */
@@ -389,7 +397,7 @@ static int wait_step(struct llm_sched *s, struct llm_step_result *result, struct
     if (s->ops->wait(s->backend, batch_in_flight(s, 0)->ticket, result, err) != LLM_OK) {
         return LLM_EINTERNAL;
     }
-    s->oldest = (s->oldest + 1) % STEPS_IN_FLIGHT;
+    s->oldest = (s->oldest + 1) % LLM_STEPS_IN_FLIGHT;
     s->n_in_flight--;
     return LLM_OK;
 }
@@ -411,13 +419,14 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
             sampled = &result->sampled[next++];
         }
 
-        q->in_flight--;
-        if (q->state == LLM_SEQUENCE_ENDED) {
-            if (q->in_flight == 0) {
-                release(s, q);
-            }
-        } else if (sampled != NULL) {
+        if (sampled != NULL && q->state != LLM_SEQUENCE_ENDED) {
             deliver(s, q, sampled);
+        }
+        if (--q->in_flight == 0 && (q->state == LLM_SEQUENCE_ENDED ||
+                                    q->state == LLM_SEQUENCE_PREEMPTED)) {
+            leave_slot(s, q);
+        } else if (q->state == LLM_SEQUENCE_RUNNING) {
+            llm_pages_index_sampled(s, q);
         }
     }
     return LLM_OK;
@@ -425,10 +434,15 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
 
 int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
 {
+    uint64_t freed;
     int rc;
 
-    admit(s);
-    rc = submit_steps(s, err);
+    s->n_started = 0;
+    do { /* again where all that ran had to give way, so that there is room for what waits */
+        freed = s->n_freed;
+        llm_sched_admit(s);
+        rc = submit_steps(s, err);
+    } while (rc == LLM_OK && s->n_in_flight == 0 && s->n_freed != freed);
     return rc == LLM_OK && s->n_in_flight == 0 ? LLM_EAGAIN : rc;
 }
 
@@ -467,7 +481,7 @@ int llm_sched_quiesce(struct llm_sched *s, struct llm_error *err)
 
 void llm_sched_cancel(struct llm_sched *s, struct llm_request *r)
 {
-    end_request(s, r, LLM_OUTCOME_CANCELLED);
+    llm_sched_end_request(s, r, LLM_OUTCOME_CANCELLED);
 }
 
 void llm_sched_end(struct llm_sched *s, struct llm_sequence *seq)
@@ -481,7 +495,7 @@ void llm_sched_pause(struct llm_sched *s, struct llm_request *r, bool paused)
     r->paused = paused;
 }
 
-static uint32_t per_second(const struct rate *r)
+static uint32_t per_second(const struct llm_rate *r)
 {
     return r->seconds > 0 ? (uint32_t) fmin(r->tokens / r->seconds, UINT32_MAX) : 0;
 }
@@ -489,65 +503,24 @@ static uint32_t per_second(const struct rate *r)
 struct llm_sched_load llm_sched_load(const struct llm_sched *s)
 {
     return (struct llm_sched_load){
-        .free_pages = s->pool.n_free,
-        .total_pages = s->pool.n_pages,
-        .running = s->running.n,
-        .queued = s->queue.n,
-        .prefill_rate = per_second(&s->prefill),
-        .decode_rate = per_second(&s->decode),
+        .free_pages = llm_cache_available(s->cache),
+        .total_pages = llm_cache_total(s->cache),
+        .running = s->running.n + s->leaving.n,
+        .queued = s->n_waiting,
+        .prefill_rate = per_second(&s->prefill_rate),
+        .decode_rate = per_second(&s->decode_rate),
     };
 }
 
 const struct llm_cache *llm_sched_cache(const struct llm_sched *s)
 {
-    (void) s;
-    return NULL;
+    return s->cache;
 }
 
-/* Adds up the pages of a list; false when the list is not what it should be. */
-static bool check_list(const struct list *l, enum llm_sequence_state state, uint32_t *pages)
-{
-    const struct llm_sequence *q, *last = NULL;
-    uint32_t n = 0;
-
-    for (q = l->first; q != NULL; q = q->next) {
-        if (q->state != state || q->prev != last || q->asked > q->max_tokens ||
-            q->asked > q->sampled + q->in_flight) {
-            return false;
-        }
-        n++;
-        *pages += q->pages != NULL ? q->n_pages : 0;
-        last = q;
-    }
-    return n == l->n && last == l->last;
-}
-
-const char *llm_sched_check(const struct llm_sched *s)
-{
-    const char *wrong = llm_pool_check(&s->pool);
-    uint32_t pages = 0;
-
-    if (wrong != NULL) {
-        return wrong;
-    }
-    if (!check_list(&s->queue, LLM_SEQUENCE_QUEUED, &pages) ||
-        !check_list(&s->running, LLM_SEQUENCE_RUNNING, &pages) ||
-        !check_list(&s->ended, LLM_SEQUENCE_ENDED, &pages)) {
-        return "a list of sequences";
-    }
-    if (s->running.n + s->ended.n > s->options.max_seqs) {
-        return "more sequences than slots";
-    }
-    if (s->ended.n > 0 && s->n_in_flight == 0) {
-        return "an ended sequence that nothing holds up";
-    }
-    return pages != s->pool.n_pages - s->pool.n_free ? "pages that no sequence holds" : NULL;
-}
-
-static void free_list(const struct list *l)
+static void free_list(const struct llm_list *l)
 {
     for (struct llm_sequence *q = l->first; q != NULL; q = q->next) {
-        free_arrays(q);
+        llm_sequence_free_arrays(q);
     }
 }
 
@@ -556,12 +529,16 @@ void llm_sched_free(struct llm_sched *s)
     if (s == NULL) {
         return;
     }
+    for (struct llm_tenant *t = s->fair.active.oldest; t != NULL; t = t->newer) {
+        free_list(&t->waiting);
+    }
     free_list(&s->running);
-    free_list(&s->ended);
-    for (unsigned i = 0; i < STEPS_IN_FLIGHT; i++) {
+    free_list(&s->leaving);
+    for (unsigned i = 0; i < LLM_STEPS_IN_FLIGHT; i++) {
         llm_batch_free(&s->batches[i]);
     }
-    llm_tenants_clear(&s->tenants);
-    llm_pool_free(&s->pool);
+    llm_fair_free(&s->fair);
+    llm_cache_free(s->cache);
+    free(s->charged);
     free(s);
 }

@@ -1,10 +1,15 @@
 /* Which sequence runs when: between the requests and the backend.
  *
- * The simple scheduler: first come, first served; a sequence starts when all the pages of its
- * longest course are free, and then runs to its end. Running sequences decode in every step and
- * prompts fill what rows a step has left. While no prompt is left to be read, steps are submitted
+ * Sequences join and leave at every step. A step takes one row of every sequence that decodes, then
+ * prompt chunks while rows and time are left (max_step_ns, by what steps have cost), the tenant
+ * with the smallest counter first (fair.h). While no prompt is left to be read, steps are submitted
  * two deep, so that the backend never waits for the host; a token that turns out to follow an end
  * is dropped. A step with prompt rows is never one of two.
+ *
+ * A sequence starts when there are pages for its tokens and one more, and grows page by page. Pages
+ * that are indexed are found and shared, also before they are computed: then one sequence computes
+ * them and the others wait. Choices of the same prompt read it once. When slots or pages run out,
+ * who is furthest over his share gives way (preempt.c) and comes back later with all its tokens.
  *
  * One thread, the model thread, calls everything here; the sink is called from within. */
 
@@ -92,7 +97,7 @@ int llm_sched_quiesce(struct llm_sched *s, struct llm_error *err);
 
 struct llm_sched_load llm_sched_load(const struct llm_sched *s);
 
-/* Its cache: to be counted on the model thread, estimated on any. Lives as long as the scheduler. */
+/* Its cache: to be counted on the model thread, estimated on any, while the scheduler lives. */
 const struct llm_cache *llm_sched_cache(const struct llm_sched *s);
 
 /* Looks at all books at once: NULL, or what is wrong. For tests. */

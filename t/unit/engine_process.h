@@ -37,6 +37,12 @@ const struct llm_backend_ops llm_backend_cpu = {
     .seq_free = fake_seq_free,
     .submit = fake_submit,
     .wait = fake_wait,
+    .page_out = fake_page_out,
+    .page_in = fake_page_in,
+    .fence_done = fake_fence_done,
+    .fence_wait = fake_fence_wait,
+    .page_copy = fake_page_copy,
+    .page_clear = fake_page_clear,
 };
 
 static char engine_socket[300];

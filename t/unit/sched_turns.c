@@ -226,12 +226,12 @@ static void test_together(void)
 
 static void test_pages(void)
 {
-    struct job *big = new_job(1, 300, 200), *small = new_job(1, 10, 20);
+    struct job *big = new_job(1, 400, 200), *small = new_job(1, 10, 20);
     struct job *first = new_job(1, 300, 20);
 
     open_sched(10, 64, 8); /* 640 tokens */
     llm_sched_submit(sched, &first->request); /* 5 pages */
-    llm_sched_submit(sched, &big->request);   /* 8 pages */
+    llm_sched_submit(sched, &big->request);   /* 7 pages to start with */
     llm_sched_submit(sched, &small->request); /* 1 page: would fit beside the first */
     llm_sched_turn(sched, &err);
     ok(first->started && !big->started && !small->started,
@@ -342,15 +342,15 @@ static void test_tenants(void)
     for (int i = 0; i < 6; i++) {
         j[i] = new_job(1, 100, 30);
         j[i]->request.n_stop_ids = 0;
-        j[i]->request.tenant_digest[0] = i < 5;
-        j[i]->request.max_running = i < 3 ? 1 : 0;
-        j[i]->request.max_pages = i < 5 ? 6 : 0; /* three pages each */
+        j[i]->request.tenant_digest[0] = i < 2 ? 1 : i < 5 ? 2 : 3;
+        j[i]->request.max_running = i < 2 ? 1 : 0;
+        j[i]->request.max_pages = i >= 2 && i < 5 ? 6 : 0; /* three pages each */
         llm_sched_submit(sched, &j[i]->request);
     }
     llm_sched_turn(sched, &err);
-    ok(j[0]->started && !j[1]->started && !j[2]->started, "one running at most for this tenant");
-    ok(j[3]->started && !j[4]->started, "six pages at most");
-    ok(j[5]->started, "another tenant passes those who wait for their own");
+    ok(j[0]->started && !j[1]->started, "one running at most for this tenant");
+    ok(j[2]->started && j[3]->started && !j[4]->started, "six pages at most for that one");
+    ok(j[5]->started, "another passes those who wait for their own");
     run();
     for (int i = 0; i < 6; i++) {
         ok(as_expected(j[i]), "and request %d gets its turn", i);

@@ -1,0 +1,274 @@
+/* A sequence's pages. Its first ones may be shared: those are full, indexed, and written by one
+ * sequence alone, their writer. All others belong to it alone. So nobody ever writes a row that
+ * somebody else may read, and rows are handed over strictly in order: a sequence reads no byte of
+ * a page that it, or the writer of a shared page, has not written. */
+
+#include "engine/sched/sched_internal.h"
+
+#include <assert.h>
+#include <string.h>
+
+/* --- whom a page in use is charged to: the tenant that came first --- */
+
+static void charge(struct llm_sched *s, struct llm_tenant *t, const uint32_t *pages, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (s->charged[pages[i]] == NULL) {
+            s->charged[pages[i]] = t;
+            t->holders++;
+            t->pages++;
+        }
+    }
+}
+
+/* Before the pages are dropped: those that nobody else uses are charged to nobody. */
+static void discharge(struct llm_sched *s, const uint32_t *pages, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        struct llm_tenant *t = s->charged[pages[i]];
+
+        if (!llm_cache_shared(s->cache, pages[i])) {
+            s->charged[pages[i]] = NULL;
+            t->pages--;
+            llm_tenants_drop(&s->fair.tenants, t);
+        }
+    }
+}
+
+/* --- the beginning --- */
+
+/* Pages for its tokens and one more. */
+static uint32_t pages_needed(const struct llm_sequence *q)
+{
+    return q->n_known / LLM_PAGE_TOKENS + 1;
+}
+
+/* Full pages of others are not computed again; those that are missing are promised to others. */
+static void publish_prompt(struct llm_sched *s, struct llm_sequence *q, uint32_t first)
+{
+    for (uint32_t i = first; i < q->n_chained; i++) {
+        llm_cache_publish(s->cache, q->request->owner, q->pages[i], &q->chained[i],
+                          q->tokens + (size_t) i * LLM_PAGE_TOKENS, q);
+    }
+}
+
+static uint32_t count_shared(const struct llm_sched *s, const struct llm_sequence *q, uint32_t n)
+{
+    uint32_t shared = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        shared += llm_cache_shared(s->cache, q->pages[i]);
+    }
+    return shared;
+}
+
+/* Takes new pages after the first n of them, which are there. */
+static int take_rest(struct llm_sched *s, struct llm_sequence *q, uint32_t n)
+{
+    uint32_t needed = pages_needed(q);
+
+    if (llm_cache_take(s->cache, needed - n, q->pages + n) != LLM_OK) {
+        q->pages_wanted = needed - count_shared(s, q, n);
+        llm_cache_drop(s->cache, q->pages, n);
+        return LLM_EAGAIN;
+    }
+    q->pages_wanted = 0;
+    q->n_pages = needed;
+    charge(s, q->request->tenant, q->pages, needed);
+    return LLM_OK;
+}
+
+int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
+{
+    struct llm_cache_found found = {0};
+
+    if (q->n_chained > 0) {
+        llm_cache_match(s->cache, q->request->owner, q->chained, q->tokens, q->n_chained,
+                        q->pages, &found);
+    }
+    if (take_rest(s, q, found.n) != LLM_OK) {
+        return LLM_EAGAIN;
+    }
+    if (q->n_found > found.n - found.n_pending) { /* else some of these are its own */
+        q->n_found = found.n - found.n_pending;
+    }
+    q->n_matched = found.n;
+    q->n_there = q->position = 0;
+    publish_prompt(s, q, found.n);
+    return LLM_OK;
+}
+
+int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q, const struct llm_sequence *leader)
+{
+    uint32_t n_full = q->n_prompt / LLM_PAGE_TOKENS, n_rest = q->n_prompt % LLM_PAGE_TOKENS;
+
+    for (uint32_t i = 0; i < n_full; i++) {
+        q->pages[i] = leader->pages[i];
+        llm_cache_hold(s->cache, q->pages[i]);
+    }
+    if (take_rest(s, q, n_full) != LLM_OK) {
+        return LLM_EAGAIN;
+    }
+    /* both go on in the last page: the next row of either is a write, so the copy is made now */
+    if (n_rest > 0 && s->ops->page_copy(s->backend, leader->pages[n_full], q->pages[n_full],
+                                        n_rest) != LLM_OK) {
+        llm_pages_end(s, q, false);
+        return LLM_EINTERNAL;
+    }
+    q->n_found = leader->n_found;
+    q->n_there = q->n_prompt;
+    q->position = q->n_prompt - 1;
+    return LLM_OK;
+}
+
+/* --- reading together --- */
+
+static bool is_there(const struct llm_sched *s, uint32_t page)
+{
+    return llm_cache_indexed(s->cache, page) && !llm_cache_pending(s->cache, page);
+}
+
+/* The other sequence that is about to compute a page; NULL: nobody, it may be done. */
+static struct llm_sequence *other_writer(const struct llm_sched *s, const struct llm_sequence *q,
+                                         uint32_t page)
+{
+    struct llm_sequence *w;
+
+    if (!llm_cache_pending(s->cache, page)) {
+        return NULL;
+    }
+    w = (struct llm_sequence *) llm_cache_writer(s->cache, page);
+    return w == NULL || w == q || w->request->paused ? NULL : w;
+}
+
+void llm_pages_skip(const struct llm_sched *s, struct llm_sequence *q)
+{
+    uint32_t i = q->position / LLM_PAGE_TOKENS;
+
+    while (i < q->n_chained && is_there(s, q->pages[i])) {
+        q->n_there = ++i * LLM_PAGE_TOKENS;
+    }
+    if (q->position < q->n_there) {
+        q->position = q->n_there < q->n_known ? q->n_there : q->n_known - 1;
+    }
+}
+
+/* A writer that waits itself waits for an earlier page, so this comes to an end. */
+struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequence *q)
+{
+    struct llm_sequence *w = q;
+
+    do {
+        q = w;
+        w = other_writer(s, q, q->pages[q->position / LLM_PAGE_TOKENS]);
+    } while (w != NULL);
+    return q;
+}
+
+uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max)
+{
+    uint32_t left = q->n_read - q->position, end;
+
+    max = left < max ? left : max;
+    end = q->position + max;
+    if (q->position < q->n_there) {
+        return 1; /* the last token again */
+    }
+    for (uint32_t i = q->position / LLM_PAGE_TOKENS; i * LLM_PAGE_TOKENS < end; i++) {
+        uint32_t page = q->pages[i];
+
+        if (is_there(s, page) || other_writer(s, q, page) != NULL) {
+            return i * LLM_PAGE_TOKENS - q->position;
+        }
+        if (llm_cache_pending(s->cache, page)) {
+            llm_cache_set_writer(s->cache, page, q);
+        }
+    }
+    return max;
+}
+
+void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from)
+{
+    uint32_t end = q->position / LLM_PAGE_TOKENS;
+
+    for (uint32_t i = from / LLM_PAGE_TOKENS; i < end; i++) {
+        if (llm_cache_pending(s->cache, q->pages[i])) {
+            llm_cache_complete(s->cache, q->pages[i]);
+        }
+    }
+    if (q->position > q->n_there) {
+        q->n_there = q->position;
+    }
+}
+
+/* --- growing, ending --- */
+
+int llm_pages_grow(struct llm_sched *s, struct llm_sequence *q)
+{
+    if (q->position < q->n_pages * LLM_PAGE_TOKENS) {
+        return LLM_OK;
+    }
+    if (llm_cache_take(s->cache, 1, q->pages + q->n_pages) != LLM_OK) {
+        return LLM_EAGAIN;
+    }
+    charge(s, q->request->tenant, q->pages + q->n_pages, 1);
+    q->n_pages++;
+    return LLM_OK;
+}
+
+void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q)
+{
+    const struct llm_request *r = q->request;
+    uint32_t known = q->n_prompt + q->sampled;
+    uint32_t full = (q->position < known ? q->position : known) / LLM_PAGE_TOKENS;
+
+    if (r->owner == NULL || q->digests == NULL || !s->one_form) {
+        return;
+    }
+    for (; q->n_chained < full; q->n_chained++) {
+        uint32_t i = q->n_chained;
+        const uint32_t *ids = q->tokens + (size_t) i * LLM_PAGE_TOKENS;
+
+        if (llm_page_digests(&r->chain, i > 0 ? &q->chained[i - 1] : NULL, ids, 1,
+                             &q->chained[i]) != LLM_OK) {
+            return;
+        }
+        if (llm_cache_publish(s->cache, r->owner, q->pages[i], &q->chained[i], ids, q)) {
+            llm_cache_complete(s->cache, q->pages[i]);
+        }
+    }
+}
+
+/* Others who wait for its pages compute them themselves. */
+static void abandon(struct llm_sched *s, const struct llm_sequence *q)
+{
+    for (uint32_t i = 0; i < q->n_pages; i++) {
+        uint32_t page = q->pages[i];
+
+        if (llm_cache_pending(s->cache, page) && llm_cache_writer(s->cache, page) == q) {
+            llm_cache_set_writer(s->cache, page, NULL);
+        }
+    }
+}
+
+void llm_pages_end(struct llm_sched *s, struct llm_sequence *q, bool spoilt)
+{
+    if (!spoilt) {
+        llm_pages_index_sampled(s, q);
+    }
+    abandon(s, q);
+    for (uint32_t i = q->n_found; spoilt && i < q->n_pages; i++) {
+        if (is_there(s, q->pages[i])) {
+            llm_cache_forget(s->cache, q->pages[i]);
+        }
+    }
+    discharge(s, q->pages, q->n_pages);
+    llm_cache_drop(s->cache, q->pages, q->n_pages);
+    q->n_pages = 0;
+    s->n_freed++;
+}
+
+uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q)
+{
+    return q->n_pages - count_shared(s, q, q->n_pages);
+}

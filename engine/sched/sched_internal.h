@@ -1,0 +1,135 @@
+/* What the files of the scheduler share. A sequence's way through them:
+ *
+ *   sched.c    submitted, ended; turns of the backend; tokens handed out
+ *   admit.c    the next one to start, by its tenant's counter (fair.c)
+ *   pages.c    the pages it starts with, and what it leaves for others
+ *   preempt.c  who gives way when slots or pages run out
+ *   batch.c    how running sequences become a step, by what it costs (cost.c)
+ *   check.c    the books */
+
+#ifndef LLM_SCHED_SCHED_INTERNAL_H
+#define LLM_SCHED_SCHED_INTERNAL_H
+
+#include "engine/sched/batch.h"
+#include "engine/sched/cost.h"
+#include "engine/sched/fair.h"
+#include "engine/sched/sched.h"
+
+#define LLM_STEPS_IN_FLIGHT 2
+
+/* Tokens and the time they took; older steps count for less and less. */
+struct llm_rate {
+    double tokens, seconds;
+};
+
+struct llm_sched {
+    const struct llm_backend_ops *ops;
+    struct llm_backend *backend;
+    struct llm_sched_options options;
+    struct llm_sched_sink sink;
+    bool one_form; /* rows after a prompt may be computed in chunks, as a prompt's are */
+
+    struct llm_cache *cache;
+    struct llm_tenant **charged; /* [pages of the pool]: for a page in use; NULL: it is not */
+
+    struct llm_fair fair;
+    uint64_t arrivals, rounds;
+    uint32_t n_waiting;      /* sequences in the tenants' queues */
+    struct llm_list running; /* in order of arrival */
+    struct llm_list leaving; /* preempted or ended: without pages, but with slots */
+
+    struct llm_batch batches[LLM_STEPS_IN_FLIGHT]; /* oldest, then the others in flight */
+    unsigned oldest, n_in_flight;
+    uint64_t n_steps;
+    uint32_t n_started; /* sequences, in this half turn: no more than max_seqs, see the sink */
+    uint64_t n_freed;   /* times that a sequence gave its pages back */
+
+    struct llm_cost prefill_cost, decode_cost; /* of steps with prompt rows, of those without */
+    struct llm_rate prefill_rate, decode_rate;
+};
+
+static inline uint64_t llm_sched_now(const struct llm_sched *s)
+{
+    return s->options.now(s->options.now_ctx);
+}
+
+/* It still has rows to be read from tokens that are known, in chunks. */
+static inline bool llm_sequence_reads(const struct llm_sequence *q)
+{
+    return q->position < q->n_read;
+}
+
+/* It is ready for the next row that is computed one at a time. */
+static inline bool llm_sequence_decodes(const struct llm_sequence *q)
+{
+    return q->position >= q->n_read && q->asked < q->max_tokens && !q->request->paused;
+}
+
+/* --- sched.c --- */
+
+bool llm_request_expired(const struct llm_request *r, uint64_t now);
+
+void llm_sequence_free_arrays(struct llm_sequence *q);
+
+/* Ends all sequences of r. The request may be retired on return. */
+void llm_sched_end_request(struct llm_sched *s, struct llm_request *r, enum llm_outcome outcome);
+
+/* A running sequence gives its pages back, and its slot as soon as no step names it. state:
+ * LLM_SEQUENCE_ENDED, or LLM_SEQUENCE_PREEMPTED: then it waits in its tenant's queue again. The
+ * request may be retired on return. */
+void llm_sched_leave(struct llm_sched *s, struct llm_sequence *q, enum llm_sequence_state state);
+
+/* --- admit.c --- */
+
+/* Starts what may start. */
+void llm_sched_admit(struct llm_sched *s);
+
+/* --- preempt.c --- */
+
+/* Preempts whom fairness allows to be preempted for a waiting sequence that lacks a slot, or
+ * `missing` pages. False: nobody, it has to wait. */
+bool llm_sched_preempt_for_slot(struct llm_sched *s, const struct llm_sequence *q);
+bool llm_sched_preempt_for_pages(struct llm_sched *s, const struct llm_sequence *q,
+                                 uint32_t missing);
+
+/* The one to be preempted when a running sequence needs a page and there is none. */
+struct llm_sequence *llm_sched_furthest_over(const struct llm_sched *s);
+
+/* --- pages.c --- */
+
+/* The pages for a sequence to start with: those found in the index, and new ones up to the first
+ * row after its tokens. LLM_EAGAIN: not to be had now, q->pages_wanted says how many it takes. */
+int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q);
+
+/* The same for one whose prompt `leader`, another choice of it, has read. */
+int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q,
+                   const struct llm_sequence *leader);
+
+/* Drops them all; what others can use stays indexed, unless it is spoilt. */
+void llm_pages_end(struct llm_sched *s, struct llm_sequence *q, bool spoilt);
+
+/* Pages that nobody holds but q. */
+uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q);
+
+/* Makes room for the next row of a sequence. LLM_EAGAIN: there is no page. */
+int llm_pages_grow(struct llm_sched *s, struct llm_sequence *q);
+
+/* Goes on behind pages that have been computed. The last token is run again, for what is sampled
+ * after it is not in a page. */
+void llm_pages_skip(const struct llm_sched *s, struct llm_sequence *q);
+
+/* Who must get rows so that q, which reads, gets on: q itself, or the sequence that is computing
+ * a page that q waits for. */
+struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequence *q);
+
+/* How many rows, 1 … max, q may compute from its position on; it becomes the writer of pages that
+ * have none. */
+uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max);
+
+/* Rows [from, q->position) were submitted: later steps may read the pages they fill. */
+void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from);
+
+/* Indexes pages of sampled tokens that are full. */
+void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q);
+
+#endif
