@@ -175,9 +175,7 @@ static int turns(struct llm_model_thread *m)
             rc = turn_half(m, llm_sched_finish);
         }
 
-        if (llm_sched_cache(m->sched) != NULL) {
-            llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
-        }
+        llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
         if (rc == LLM_EAGAIN) {
             llm_mailbox_wait(&m->inbox, IDLE_BEAT_MS);
         } else if (rc == LLM_ENOMEM) {
@@ -284,12 +282,11 @@ int llm_model_thread_start(struct llm_model_thread *m, const struct llm_settings
 uint32_t llm_model_thread_guess_cached(const struct llm_model_thread *m,
                                        const struct llm_prompt_ids *prompt)
 {
-    const struct llm_cache *cache = llm_sched_cache(m->sched);
     uint32_t n = 0;
 
-    if (prompt->digests != NULL && cache != NULL) {
-        n = llm_cache_estimate(cache, prompt->digests, prompt->n / LLM_PAGE_TOKENS) *
-            LLM_PAGE_TOKENS;
+    if (prompt->digests != NULL) {
+        n = llm_cache_estimate(llm_sched_cache(m->sched), prompt->digests,
+                               prompt->n / LLM_PAGE_TOKENS) * LLM_PAGE_TOKENS;
     }
     return n < prompt->n ? n : prompt->n - 1; /* the last token is always run */
 }
