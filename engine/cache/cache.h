@@ -62,10 +62,10 @@ void llm_cache_drop(struct llm_cache *c, const uint32_t *pages, uint32_t n);
 bool llm_cache_shared(const struct llm_cache *c, uint32_t page); /* by two users or more */
 
 /* The longest run of a prefix that is indexed: fills pages[] (one user more each; room for n) and
- * says how many of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages. Those in the
- * host tier are given a page of the pool and are on their way; the run ends where none is to be
- * had. Pending pages are part of the run, behind one only pending ones. Counts hits and misses
- * (tokens) for `t`. */
+ * says how many of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages.
+ * Those in the host tier are given a page of the pool and are on their way; the run ends where none
+ * is to be had. Pending pages are part of the run; behind one, only pending ones are. Counts hits
+ * and misses (tokens) for `t`. */
 struct llm_cache_found {
     uint32_t n;         /* pages */
     uint32_t n_pending; /* of them: the last ones */
@@ -81,7 +81,7 @@ uint32_t llm_cache_estimate(const struct llm_cache *c, const struct llm_digest *
                             uint32_t n);
 
 /* Indexes a page in use that is not indexed: pending, with a writer (anything but NULL). False: the
- * digest is there already, or no memory for it; the page stays its user's own. */
+ * digest is there already; the page stays its user's own. */
 bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t page,
                        const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS],
                        const void *writer);

@@ -51,6 +51,7 @@ static void close_cache(const char *test)
         diag("%s", wrong);
     }
     llm_cache_free(cache);
+    ok(backend.n_done == backend.n_begun, "%s: no copy is under way in the end", test);
     backend_free(&backend);
 }
 
