@@ -22,6 +22,14 @@ my @needed = map { /\(NEEDED\).*\[(.*?)\]/ } split /\n/, `readelf -d $so`;
 ok(!(grep { !/^lib(?:jansson|crypto|c|m|pthread|asan|ubsan|tsan|gcc_s|stdc\+\+)\b/ } @needed),
     'no library beside jansson and libcrypto') or diag("@needed");
 
+# Its reference names what there is, and nothing else
+
+my $reference = slurp('doc/nginx.md');
+my $defined = sub { sort map { /ngx_string\("(llm_\w+)"\)|LLM_VARIABLE\("(llm_\w+)"/ ? $1 // $2 : () }
+    split /\n/, slurp("ngx_module/ngx_http_llm_$_[0].c") };
+is_deeply([ sort $reference =~ /^### (llm_\w+)$/mg ], [ $defined->('module') ], 'directives');
+is_deeply([ sort $reference =~ /^\| `\$(llm_\w+)` \|/mg ], [ $defined->('variables') ], 'variables');
+
 # Twice in one nginx is refused, and no engine has to be there.
 
 my ($good, $said) = $t->nginx_new(main => "load_module $so;")->test;

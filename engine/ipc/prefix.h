@@ -10,7 +10,7 @@
 #define LLM_IPC_PREFIX_SIZE 16
 
 /* How much of the text counts: of a chat the contents of its leading system messages (developer is
- * system), joined; of a completion its first prompt, where a token id is four bytes, little-endian. */
+ * system), joined; of a completion its first prompt, a token id being four bytes, little-endian. */
 #define LLM_IPC_PREFIX_CHAT 65536
 #define LLM_IPC_PREFIX_PROMPT 1024
 

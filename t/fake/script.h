@@ -14,8 +14,8 @@
  *   answer=request    the SUBMIT record as JSON (t/fake/dump.c says how), 512 bytes a token; whole,
  *                     whatever max_tokens says
  *   answer=TEXT       anything else: that text as one token, repeated; %XX is a byte
- *   tokens=N          how many (count, choice: 3; text: 1; echo, request: all there are); the request's
- *                     max_tokens cuts them: finish_reason length
+ *   tokens=N          how many (count, choice: 3; text: 1; echo, request: all there are); the
+ *                     request's max_tokens cuts them: finish_reason length
  *   size=N            pads each token with dots to N bytes
  *   reasoning=N       the first N tokens are reasoning
  *   tool=NAME         the answer is the arguments of a call of this tool

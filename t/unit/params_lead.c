@@ -30,8 +30,8 @@ static const struct {
     {"{\"messages\":[{\"role\":\"system\",\"content\":\"abc\"},{\"role\":\"user\",\"content\":\"x"
      "\"}]}",
      TEXT("abc")},
-    {" {\t\"model\" : \"m\" ,\r\n\"messages\" : [ { \"content\" : \"abc\" , \"role\" : \"system\" } "
-     "] , \"n\" : 1 } \n",
+    {" {\t\"model\" : \"m\" ,\r\n\"messages\" : [ { \"content\" : \"abc\" , \"role\" : \"system\""
+     " } ] , \"n\" : 1 } \n",
      TEXT("abc")},
     {"{\"messages\":[{\"role\":\"system\",\"content\":\"a\"},{\"role\":\"developer\",\"content\":"
      "\"b\"},{\"role\":\"user\",\"content\":\"c\"},{\"role\":\"system\",\"content\":\"d\"}]}",
