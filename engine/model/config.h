@@ -80,6 +80,10 @@ int llm_config_parse(const char *json, size_t len, struct llm_model_config *out,
 int llm_config_merge_generation(const char *json, size_t len, struct llm_model_config *config,
                                 struct llm_error *err);
 
+/* Both files of a checkpoint's directory, of which the second may be missing. Errors begin with the
+ * path. */
+int llm_config_open(const char *dir, struct llm_model_config *out, struct llm_error *err);
+
 /* inv_freq[qk_rope_dim / 2] with YaRN applied, the cos/sin multiplier and the softmax scale
  * (model.md 2.5). All in double, rounded once to float. */
 void llm_config_rope(const struct llm_model_config *c, float *inv_freq, float *cos_sin_scale,

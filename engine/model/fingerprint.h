@@ -12,4 +12,8 @@
 int llm_fingerprint(const struct llm_model_config *c, const struct llm_checkpoint *ck,
                     uint8_t out[32], struct llm_error *err);
 
+/* The same of weights that are made from a seed (dummy.c): the tag names the way they are made. */
+int llm_fingerprint_dummy(const struct llm_model_config *c, uint64_t seed, uint8_t out[32],
+                          struct llm_error *err);
+
 #endif

@@ -122,7 +122,7 @@ static void add_layer(unsigned i, bool dense)
 }
 
 /* The good checkpoint, from which each test starts. */
-static void reset(void)
+__attribute__((unused)) static void reset(void)
 {
     while (n_tensors > 0) {
         free(tensors[--n_tensors].data);
@@ -258,7 +258,7 @@ static void close_model(void)
     model = NULL;
 }
 
-static bool opens(void)
+__attribute__((unused)) static bool opens(void)
 {
     close_model();
     if (llm_model_open(scratch_dir, &model, &err) != LLM_OK) {
