@@ -1,15 +1,14 @@
 /* The backend's memory: the page pool, one block for every array that steps need, and one for the
- * logits that the host may want of every row, though it hardly ever does. All are mapped at load
- * and kept out of core dumps, as prompts can be read off them. */
+ * logits that the host may want of every row, though it hardly ever does. All are mapped at load. */
 
 #include "engine/backend/cpu_internal.h"
 #include "engine/base/checked.h"
 #include "engine/base/machine.h"
+#include "engine/base/memory.h"
 #include "kernels/cpu/sample.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #define ALIGNMENT 64
 
@@ -178,20 +177,6 @@ static size_t scratch_bytes(const struct llm_backend *b)
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-/* Zeroed memory; a page of it is there once it is touched. */
-static void *map_memory(uint64_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (p == MAP_FAILED) {
-        return NULL;
-    }
-    madvise(p, bytes, MADV_HUGEPAGE);
-    madvise(p, bytes, MADV_DONTDUMP);
-    return p;
-}
-
 static int size_pool(struct llm_backend *b, struct llm_error *err)
 {
     uint64_t n = b->options.latent_bytes / b->layout.page_bytes;
@@ -224,9 +209,9 @@ static int map_all(struct llm_backend *b, struct llm_error *err)
                         ((wanted - usable) >> 20) + 1);
     }
 
-    b->pool = map_memory(b->pool_bytes);
-    b->memory = map_memory(b->memory_bytes);
-    b->host_logits = map_memory(b->host_logits_bytes);
+    b->pool = llm_memory_map(b->pool_bytes);
+    b->memory = llm_memory_map(b->memory_bytes);
+    b->host_logits = llm_memory_map(b->host_logits_bytes);
     if (b->pool == NULL || b->memory == NULL || b->host_logits == NULL) {
         return llm_fail(err, LLM_ENOMEM, "cannot map %" PRIu64 " MB", wanted >> 20);
     }
@@ -271,15 +256,9 @@ int llm_cpu_memory_init(struct llm_backend *b, struct llm_error *err)
 
 void llm_cpu_memory_free(struct llm_backend *b)
 {
-    if (b->pool != NULL) {
-        munmap(b->pool, b->pool_bytes);
-    }
-    if (b->memory != NULL) {
-        munmap(b->memory, b->memory_bytes);
-    }
-    if (b->host_logits != NULL) {
-        munmap(b->host_logits, b->host_logits_bytes);
-    }
+    llm_memory_unmap(b->pool, b->pool_bytes);
+    llm_memory_unmap(b->memory, b->memory_bytes);
+    llm_memory_unmap(b->host_logits, b->host_logits_bytes);
     free(b->layers);
     free(b->slots);
     free(b->slot_stamps);
