@@ -18,19 +18,31 @@
 
 struct options {
     char *model, *threads, *batch, *prompt, *numerics;
+    int load_format, latent_dtype;
     uint32_t tokens, repeat;
     bool deterministic, json, help;
 };
 
 #define AT(field) offsetof(struct options, field)
 
+enum { LOAD_AUTO, LOAD_DUMMY };
+
+static const char *const load_formats[] = {"auto", "dummy", NULL};
+static const char *const latent_dtypes[] = {"f32", "bf16", "fp8", NULL};
+
 static const struct llm_option table[] = {
     {.name = "model", .kind = LLM_OPTION_TEXT, .offset = AT(model), .arg = "DIR",
      .help = "the checkpoint"},
+    {.name = "load-format", .kind = LLM_OPTION_WORD, .offset = AT(load_format),
+     .words = load_formats, .arg = "auto|dummy",
+     .help = "dummy: made-up weights for the DIR's config.json, which may be its only file"},
     {.name = "threads", .kind = LLM_OPTION_TEXT, .offset = AT(threads), .arg = "N,…",
      .help = "compute threads (default: one a core)"},
     {.name = "numerics", .kind = LLM_OPTION_TEXT, .offset = AT(numerics), .arg = "MODE,…",
      .help = "default, exact or both (default: default)"},
+    {.name = "latent-dtype", .kind = LLM_OPTION_WORD, .offset = AT(latent_dtype),
+     .words = latent_dtypes, .arg = "f32|bf16|fp8",
+     .help = "how latents are stored (default: bf16, with exact f32)"},
     {.name = "deterministic", .kind = LLM_OPTION_SWITCH, .offset = AT(deterministic),
      .help = "measure --deterministic"},
     {.name = "prompt", .kind = LLM_OPTION_TEXT, .offset = AT(prompt), .arg = "N,…",
@@ -302,6 +314,7 @@ static int read_options(struct bench *b, int argc, char **argv, struct llm_error
     char cores[16];
     int rc;
 
+    o->latent_dtype = -1;
     o->tokens = 128;
     o->repeat = 5;
     rc = llm_options_parse(table, N_OPTIONS, o, argc, argv, err);
@@ -330,9 +343,25 @@ static int read_options(struct bench *b, int argc, char **argv, struct llm_error
     b->settings = (struct llm_settings){
         .model = o->model,
         .deterministic = o->deterministic,
-        .latent_dtype = -1,
+        .latent_dtype = o->latent_dtype,
         .max_batch_tokens = LLM_DEFAULT_BATCH_TOKENS,
     };
+    return rc;
+}
+
+/* Opens what is to be measured. Made-up weights have no tokenizer, and measuring needs none. */
+static int open_model(struct bench *b, struct llm_error *err)
+{
+    int rc;
+
+    if (b->options.load_format == LOAD_AUTO) {
+        return llm_served_open(&b->served, &b->settings, err);
+    }
+    b->served = (struct llm_served){.ops = &llm_backend_cpu};
+    rc = llm_model_dummy(b->options.model, 0, &b->served.model, err);
+    if (rc == LLM_OK) {
+        b->served.n_vocab = b->served.model->config.vocab_size;
+    }
     return rc;
 }
 
@@ -363,7 +392,7 @@ int llm_cmd_bench(int argc, char **argv)
         puts("usage: llm-engine bench --model DIR [OPTION]…\n");
         llm_options_print_help(table, N_OPTIONS);
     } else if (rc == LLM_OK) {
-        rc = llm_served_open(&b.served, &b.settings, &err);
+        rc = open_model(&b, &err);
         if (rc == LLM_OK) {
             rc = check_lengths(&b, &err);
             if (rc == LLM_OK) {
