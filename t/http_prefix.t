@@ -146,9 +146,9 @@ for my $case ([ 'no JSON', 'hello' ], [ 'broken JSON', '{"messages": [{"role": "
 }
 my $unbuffered = LLM::Client->new(port => $front);
 $unbuffered->write("POST /unbuffered/v1/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        . "Content-Length: 14\r\n\r\n");
+        . "Content-Length: 15\r\n\r\n{\"prompt\":\"x\"}");
 sleep 0.2;
-$unbuffered->write('{"prompt":"x"}');
+$unbuffered->write("\n");
 is($unbuffered->response->body, '<>', 'proxy_request_buffering off');
 is(LLM::Client->new(port => $front)->post('/unread/', chat('x'))->body, '<>', 'an unread body');
 is_deeply([ ask(chat('You are a poet.'), headers => { 'X-Early' => 'yes' }) ], [ $first, $node, '<>' ],
