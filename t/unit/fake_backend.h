@@ -37,6 +37,7 @@ static struct {
     uint64_t queued_prompts; /* steps that read a prompt and were one of two in flight */
     uint64_t rows_read;      /* rows written from tokens that were known */
     uint64_t rows_again;     /* LLM_ROW_NO_WRITE */
+    uint64_t resumed;        /* sequences that came back with what they had sampled */
     uint64_t page_copies, page_ins, page_outs;
 } fake = {.n_pages = 64};
 
@@ -195,6 +196,7 @@ static int fake_seq_create(struct llm_backend *b, const struct llm_sampling *sam
                 fake_append(b, s, tokens[j]);
                 s->poisoned |= j < n_prompt && tokens[j] == FAKE_POISON && !fake.healed;
             }
+            fake.resumed += n_sampled > 0;
             *slot = i;
             return LLM_OK;
         }
@@ -391,6 +393,15 @@ static void fake_check_alone(const struct llm_step *step)
     }
 }
 
+/* Whether rows are read in a chunk; a row in the form of decoding is none, though its token may be
+ * known. */
+static bool fake_reads(const struct llm_backend *b, const struct llm_step_seq *q, uint32_t token)
+{
+    bool two_forms = fake.two_forms && b->options.deterministic;
+
+    return token != LLM_TOKEN_LAST && (!two_forms || q->position < b->seqs[q->slot].n_prompt);
+}
+
 static int fake_submit(struct llm_backend *b, const struct llm_step *step, uint64_t *ticket)
 {
     struct fake_step *s = &b->steps[b->submitted % 2];
@@ -415,7 +426,7 @@ static int fake_submit(struct llm_backend *b, const struct llm_step *step, uint6
         fake_check_part(b, step, i);
         fake_run_rows(b, q, step->tokens + row, step->flags + row);
         s->slots[i] = q->slot;
-        s->reads_prompt |= step->tokens[row] != LLM_TOKEN_LAST;
+        s->reads_prompt |= fake_reads(b, q, step->tokens[row]);
         pairs += n * q->position + n * (n + 1) / 2;
         row += q->n_rows;
         if ((step->flags[row - 1] & LLM_ROW_SAMPLE) != 0) {

@@ -1,190 +1,6 @@
 /* The scheduler over the fake backend, which dies when it is given a step that is wrong. */
 
-#include "engine/base/clock.h"
-#include "engine/sched/sched.h"
-#include "t/unit/fake_backend.h"
-#include "t/unit/tap.h"
-
-#define VOCAB 97
-#define STOP_ID 1
-#define MAX_OUT 512
-
-/* One request and what became of it. */
-struct job {
-    struct llm_request request;
-    struct llm_sequence sequences[4];
-    uint32_t prompts[4][700];
-    uint32_t out[4][MAX_OUT], n_out[4];
-    uint32_t logprobs;
-    int started, retired, ended[4];
-    enum llm_end end[4];
-    uint64_t serial; /* order of `started` */
-};
-
-static struct llm_backend *backend;
-static struct llm_sched *sched;
-static uint64_t serials;
-static struct llm_error err;
-static const uint32_t stop_ids[] = {STOP_ID};
-
-static struct job *job_of(struct llm_request *r)
-{
-    return (struct job *) ((char *) r - offsetof(struct job, request));
-}
-
-static void on_started(void *ctx, struct llm_request *r)
-{
-    (void) ctx;
-    job_of(r)->started++;
-    job_of(r)->serial = ++serials;
-}
-
-static void on_token(void *ctx, struct llm_sequence *s, const struct llm_token *t)
-{
-    struct job *j = job_of(s->request);
-
-    (void) ctx;
-    fake_must(!j->retired && !j->ended[s->choice] && j->n_out[s->choice] < MAX_OUT);
-    j->out[s->choice][j->n_out[s->choice]++] = t->id;
-    j->logprobs += t->n_top;
-}
-
-static void on_ended(void *ctx, struct llm_sequence *s, enum llm_end end)
-{
-    struct job *j = job_of(s->request);
-
-    (void) ctx;
-    j->ended[s->choice]++;
-    j->end[s->choice] = end;
-}
-
-static void on_retired(void *ctx, struct llm_request *r)
-{
-    (void) ctx;
-    job_of(r)->retired++;
-}
-
-static void open_sched(uint32_t n_pages, uint32_t max_batch_tokens, uint32_t max_seqs)
-{
-    const struct llm_backend_options options = {
-        .max_context = 4096, .max_batch_tokens = max_batch_tokens, .max_seqs = max_seqs};
-    const struct llm_sched_sink sink = {
-        .started = on_started, .token = on_token, .ended = on_ended, .retired = on_retired};
-
-    memset(&fake, 0, sizeof(fake));
-    fake.n_pages = n_pages;
-    fake_must(fake_ops.load(NULL, &options, &backend, &err) == LLM_OK);
-    fake_must(llm_sched_new(&fake_ops, backend,
-                            &(struct llm_sched_options){.max_batch_tokens = max_batch_tokens,
-                                                        .max_seqs = max_seqs,
-                                                        .n_vocab = VOCAB},
-                            &sink, &sched, &err) == LLM_OK);
-}
-
-static void close_sched(void)
-{
-    llm_sched_free(sched);
-    fake_ops.free(backend);
-}
-
-static uint32_t rng = 1;
-
-static uint32_t below(uint32_t n)
-{
-    rng = rng * 1664525 + 1013904223;
-    return (uint32_t) ((uint64_t) (rng >> 4) * n >> 28);
-}
-
-static struct job *new_job(uint32_t n_sequences, uint32_t n_prompt, uint32_t max_tokens)
-{
-    struct job *j = calloc(1, sizeof(*j));
-
-    fake_must(j != NULL);
-    for (uint32_t i = 0; i < n_sequences; i++) {
-        for (uint32_t k = 0; k < n_prompt; k++) {
-            j->prompts[i][k] = 10 + below(VOCAB - 10);
-        }
-        j->sequences[i] = (struct llm_sequence){
-            .prompt = j->prompts[i], .n_prompt = n_prompt, .max_tokens = max_tokens, .choice = i};
-    }
-    j->request = (struct llm_request){
-        .stop_ids = stop_ids,
-        .n_stop_ids = 1,
-        .sequences = j->sequences,
-        .n_sequences = n_sequences,
-    };
-    return j;
-}
-
-/* What the sequence must say, worked out without any scheduler. */
-static uint32_t expect(const struct job *j, uint32_t i, uint32_t *out, enum llm_end *end)
-{
-    const struct llm_sequence *s = &j->sequences[i];
-    uint32_t mask[(VOCAB + 31) / 32], n = 0;
-    uint64_t hash = 0;
-
-    memset(mask, 0xff, sizeof(mask));
-    for (uint32_t k = 0; k < j->request.n_stop_ids; k++) {
-        mask[j->request.stop_ids[k] / 32] &= ~(1u << j->request.stop_ids[k] % 32);
-    }
-    for (uint32_t k = 0; k < s->n_prompt; k++) {
-        hash = fake_mix(hash, s->prompt[k]);
-    }
-    while (n < s->max_tokens) {
-        uint32_t id = fake_token(hash, VOCAB, n < j->request.min_tokens ? mask : NULL);
-
-        if (id == STOP_ID && j->request.n_stop_ids > 0) {
-            *end = LLM_END_STOP;
-            return n;
-        }
-        out[n++] = id;
-        hash = fake_mix(hash, id);
-    }
-    *end = LLM_END_LENGTH;
-    return n;
-}
-
-static bool as_expected(const struct job *j)
-{
-    static uint32_t want[MAX_OUT];
-    enum llm_end end;
-
-    for (uint32_t i = 0; i < j->request.n_sequences; i++) {
-        uint32_t n = expect(j, i, want, &end);
-
-        if (j->n_out[i] != n || memcmp(j->out[i], want, n * sizeof(*want)) != 0 ||
-            j->ended[i] != 1 || j->end[i] != end) {
-            diag("sequence %u: %u tokens, want %u; ended %d", i, j->n_out[i], n, j->ended[i]);
-            return false;
-        }
-    }
-    return j->retired == 1 && j->started == 1 && j->request.outcome == LLM_OUTCOME_DONE;
-}
-
-/* Turns until there is nothing to do, checking the books each time. */
-static void run(void)
-{
-    int rc;
-
-    while ((rc = llm_sched_turn(sched, &err)) == LLM_OK) {
-        const char *wrong = llm_sched_check(sched);
-
-        if (wrong != NULL) {
-            ok(false, "the books: %s", wrong);
-            exit(done_testing());
-        }
-    }
-    fake_must(rc == LLM_EAGAIN);
-}
-
-static void is_idle(const char *when)
-{
-    struct llm_sched_load load = llm_sched_load(sched);
-
-    ok(load.free_pages == load.total_pages && load.running == 0 && load.queued == 0,
-       "%s: all pages, slots and places are back", when);
-    ok(llm_sched_check(sched) == NULL, "%s: the books are right", when);
-}
+#include "t/unit/sched_jobs.h"
 
 static void test_one(void)
 {
@@ -198,7 +14,7 @@ static void test_one(void)
     ok(fake.two_in_flight > 0, "steps of decoding are submitted two deep");
     is_idle("after one");
     close_sched();
-    free(j);
+    free_job(j);
 }
 
 static void test_together(void)
@@ -217,7 +33,7 @@ static void test_together(void)
         ok(i == 0 || j[i]->serial > j[i - 1]->serial, "and it started in its turn");
     }
     for (int i = 0; i < 12; i++) {
-        free(j[i]);
+        free_job(j[i]);
     }
     is_int(fake.most_rows, 16, "no step is larger than the budget");
     is_idle("after twelve");
@@ -240,9 +56,9 @@ static void test_pages(void)
     ok(as_expected(first) && as_expected(big) && as_expected(small), "and all get their turn");
     is_idle("after a full pool");
     close_sched();
-    free(first);
-    free(big);
-    free(small);
+    free_job(first);
+    free_job(big);
+    free_job(small);
 }
 
 static void test_ends(void)
@@ -269,9 +85,9 @@ static void test_ends(void)
     ok(cut->retired == 1 && cut->request.outcome == LLM_OUTCOME_DONE, "and the request is done");
     is_idle("after the ends");
     close_sched();
-    free(min);
-    free(ignore);
-    free(cut);
+    free_job(min);
+    free_job(ignore);
+    free_job(cut);
 }
 
 static void test_cancel(void)
@@ -296,8 +112,8 @@ static void test_cancel(void)
         ok(as_expected(other), "and the other request is as if alone");
         is_idle("after a cancel");
         close_sched();
-        free(j);
-        free(other);
+        free_job(j);
+        free_job(other);
     }
 }
 
@@ -321,7 +137,7 @@ static void test_pause(void)
     ok(as_expected(j), "and goes on where it stood");
     is_idle("after a pause");
 
-    free(j);
+    free_job(j);
     j = new_job(1, 10, 100);
     llm_sched_submit(sched, &j->request);
     llm_sched_pause(sched, &j->request, true);
@@ -330,8 +146,8 @@ static void test_pause(void)
     ok(j->retired == 1, "a paused request can be cancelled");
     is_idle("after that");
     close_sched();
-    free(j);
-    free(other);
+    free_job(j);
+    free_job(other);
 }
 
 static void test_tenants(void)
@@ -354,7 +170,7 @@ static void test_tenants(void)
     run();
     for (int i = 0; i < 6; i++) {
         ok(as_expected(j[i]), "and request %d gets its turn", i);
-        free(j[i]);
+        free_job(j[i]);
     }
     is_idle("after caps");
     close_sched();
@@ -365,9 +181,10 @@ static void test_deadlines(void)
     struct job *late = new_job(3, 10, 10), *queue = new_job(1, 10, 10), *fine = new_job(1, 10, 10);
 
     open_sched(64, 32, 8);
-    late->request.deadline = llm_now_ns() - 1;
-    queue->request.queue_deadline = llm_now_ns() - 1;
-    fine->request.queue_deadline = fine->request.deadline = llm_now_ns() + 100 * LLM_NS_PER_S;
+    fake.now_ns = 1000;
+    late->request.deadline = fake.now_ns;
+    queue->request.queue_deadline = fake.now_ns;
+    fine->request.queue_deadline = fine->request.deadline = fake.now_ns + 100 * LLM_NS_PER_S;
     llm_sched_submit(sched, &late->request);
     llm_sched_submit(sched, &queue->request);
     llm_sched_submit(sched, &fine->request);
@@ -379,9 +196,9 @@ static void test_deadlines(void)
     ok(as_expected(fine), "in time");
     is_idle("after deadlines");
     close_sched();
-    free(late);
-    free(queue);
-    free(fine);
+    free_job(late);
+    free_job(queue);
+    free_job(fine);
 }
 
 static void test_non_finite(void)
@@ -399,8 +216,8 @@ static void test_non_finite(void)
     ok(as_expected(good), "and no other");
     is_idle("after that");
     close_sched();
-    free(bad);
-    free(good);
+    free_job(bad);
+    free_job(good);
 }
 
 static void test_failure(void)
@@ -415,7 +232,7 @@ static void test_failure(void)
     }
     is_int(rc, LLM_EINTERNAL, "a failing backend is told");
     close_sched();
-    free(j);
+    free_job(j);
 }
 
 /* What has started is known before its first step is waited for. */
@@ -434,71 +251,11 @@ static void test_halves(void)
     ok(as_expected(j), "and so on");
     is_idle("after halves");
     close_sched();
-    free(j);
-}
-
-/* Random requests, a fifth of them cancelled at random moments. */
-static void test_soak(int n)
-{
-    enum { AT_ONCE = 40 };
-    struct job *jobs[AT_ONCE] = {0};
-    int wrong = 0, cancelled = 0, submitted = 0, finished = 0;
-
-    open_sched(100, 128, 16);
-    while (finished < n) {
-        uint32_t i = below(AT_ONCE);
-        struct job *j = jobs[i];
-
-        if (j == NULL && submitted < n) {
-            j = jobs[i] = new_job(1 + below(3), 1 + below(below(4) == 0 ? 700 : 60),
-                                  1 + below(80));
-            j->request.min_tokens = below(4) == 0 ? below(20) : 0;
-            j->request.sampling.n_top_logprobs = below(4) == 0 ? 5 : 0;
-            j->request.sampling.logprobs = true;
-            j->request.tenant_digest[0] = (uint8_t) below(5);
-            j->request.max_running = below(2) == 0 ? 3 : 0;
-            llm_sched_submit(sched, &j->request);
-            submitted++;
-        } else if (j != NULL && !j->retired && below(100) == 0) {
-            llm_sched_cancel(sched, &j->request);
-            cancelled++;
-        } else if (j != NULL && !j->retired && below(10) == 0) {
-            llm_sched_pause(sched, &j->request, !j->request.paused);
-        }
-
-        if (below(4) == 0 || submitted == n) {
-            if (llm_sched_turn(sched, &err) == LLM_EINTERNAL) {
-                break;
-            }
-            wrong += llm_sched_check(sched) != NULL;
-        }
-        for (i = 0; i < AT_ONCE; i++) {
-            j = jobs[i];
-            if (j != NULL && submitted == n && j->request.paused && !j->retired) {
-                llm_sched_pause(sched, &j->request, false);
-            }
-            if (j != NULL && j->retired) {
-                wrong += j->request.outcome == LLM_OUTCOME_DONE ? !as_expected(j)
-                         : j->request.outcome != LLM_OUTCOME_CANCELLED;
-                free(j);
-                jobs[i] = NULL;
-                finished++;
-            }
-        }
-    }
-    is_int(wrong, 0, "%d random requests, %d of them cancelled: every token as by hand", n,
-           cancelled);
-    is_int(fake.most_rows, 128, "full steps, and none larger");
-    ok(fake.two_in_flight > 0 && fake.queued_prompts == 0,
-       "steps of decoding go two deep, those that read a prompt alone");
-    is_idle("after all that");
-    close_sched();
+    free_job(j);
 }
 
 int main(void)
 {
-    const char *n = getenv("LLM_LONG");
-
     test_one();
     test_together();
     test_pages();
@@ -510,6 +267,5 @@ int main(void)
     test_non_finite();
     test_failure();
     test_halves();
-    test_soak(n != NULL ? 10000 : 2000);
     return done_testing();
 }

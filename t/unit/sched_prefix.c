@@ -1,0 +1,363 @@
+/* Prefixes that are computed once: found in the cache, read together, forked; and those that must
+ * not be found. */
+
+#include "t/unit/sched_jobs.h"
+
+#define PAGE LLM_PAGE_TOKENS
+
+/* A job whose prompt begins like another's. */
+static struct job *like(const struct job *j, uint32_t n_common, uint32_t n_prompt,
+                        uint32_t max_tokens)
+{
+    struct job *k = new_job(1, n_prompt, max_tokens);
+
+    memcpy(k->prompts[0], j->prompts[0], n_common * sizeof(*k->prompts[0]));
+    return k;
+}
+
+static void test_found(void)
+{
+    struct job *first = new_job(1, 200, 10), *again, *whole, *same;
+    uint64_t before;
+
+    open_sched(64, 64, 8);
+    share(first, 1, LLM_SCOPE_TENANT);
+    run_job(first);
+    is_int(first->request.cached_tokens, 0, "nothing is found the first time");
+
+    again = like(first, 200, 200, 10);
+    share(again, 1, LLM_SCOPE_TENANT);
+    before = fake.rows_read;
+    run_job(again);
+    ok(as_expected(first) && as_expected(again), "the same prompt twice");
+    is_int(again->request.cached_tokens, 3 * PAGE, "its full pages are found");
+    is_int(fake.rows_read - before, 200 - 3 * PAGE, "and only the rest is computed");
+
+    whole = like(first, 2 * PAGE, 2 * PAGE, 10);
+    share(whole, 1, LLM_SCOPE_TENANT);
+    before = fake.rows_read;
+    run_job(whole);
+    ok(as_expected(whole), "a prompt that is cached as a whole");
+    is_int(whole->request.cached_tokens, 2 * PAGE - 1, "all but its last token is found");
+    ok(fake.rows_read == before && fake.rows_again == 1, "which runs again and writes nothing");
+
+    same = like(first, 3 * PAGE, 300, 10);
+    share(same, 1, LLM_SCOPE_TENANT);
+    run_job(same);
+    is_int(same->request.cached_tokens, 3 * PAGE, "a prompt that goes on otherwise");
+    is_idle("after hits");
+    close_sched();
+    free_job(first);
+    free_job(again);
+    free_job(whole);
+    free_job(same);
+}
+
+static void test_scopes(void)
+{
+    static const struct {
+        uint8_t tenant;
+        enum llm_scope scope;
+        bool found;
+        const char *what;
+    } rows[] = {
+        {1, LLM_SCOPE_TENANT, false, "a tenant's first"},
+        {2, LLM_SCOPE_TENANT, false, "another tenant"},
+        {2, LLM_SCOPE_OFF, false, "who wants nothing shared"},
+        {2, LLM_SCOPE_TENANT, true, "the other tenant again"},
+        {3, LLM_SCOPE_PUBLIC, false, "the public's first"},
+        {4, LLM_SCOPE_PUBLIC, true, "somebody else in public"},
+        {4, LLM_SCOPE_TENANT, false, "the same on his own"},
+        {5, LLM_SCOPE_OFF, false, "nothing shared once more"},
+        {5, LLM_SCOPE_OFF, false, "not even with himself"},
+    };
+    struct job *pattern = new_job(1, 150, 5);
+
+    open_sched(64, 64, 8);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        struct job *j = like(pattern, 150, 150, 5);
+
+        share(j, rows[i].tenant, rows[i].scope);
+        run_job(j);
+        is_int(j->request.cached_tokens, rows[i].found ? 2 * PAGE : 0, "%s: %s", rows[i].what,
+               rows[i].found ? "found" : "not found");
+        free_job(j);
+    }
+    is_idle("after scopes");
+    close_sched();
+    free_job(pattern);
+}
+
+/* What was sampled can be found, too: the next turn of a chat. */
+static void chat(const char *what, bool two_forms, uint32_t n_cached)
+{
+    struct job *first = new_job(1, 20, 200), *next;
+
+    open_with(64, two_forms, (struct llm_sched_options){
+        .max_batch_tokens = 64, .max_seqs = 8, .deterministic = two_forms});
+    fake.healed = true; /* any token may be sampled and asked again */
+    first->request.n_stop_ids = 0;
+    share(first, 1, LLM_SCOPE_TENANT);
+    run_job(first);
+    next = new_job(1, 300, 50);
+    memcpy(next->prompts[0], first->prompts[0], 20 * sizeof(uint32_t));
+    memcpy(next->prompts[0] + 20, first->out[0], 200 * sizeof(uint32_t));
+    share(next, 1, LLM_SCOPE_TENANT);
+    run_job(next);
+    ok(as_expected(first) && as_expected(next), "two turns of a chat, %s", what);
+    is_int(next->request.cached_tokens, n_cached, "%u tokens of the first are found", n_cached);
+    is_idle("after a chat");
+    close_sched();
+    free_job(first);
+    free_job(next);
+}
+
+/* Several at once with the same prefix; `disturb` spoils it for the one that computes it. */
+#define N_TOGETHER 6
+#define COMMON (15 * PAGE)
+
+static void begin_together(struct job **j, uint32_t n_pages)
+{
+    open_sched(n_pages, 100, 8);
+    for (int i = 0; i < N_TOGETHER; i++) {
+        j[i] = i == 0 ? new_job(1, COMMON + 50, 40) : like(j[0], COMMON, COMMON + 50, 40);
+        j[i]->request.n_stop_ids = 0;
+        share(j[i], 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &j[i]->request);
+    }
+}
+
+static void end_together(struct job **j)
+{
+    is_idle("after that");
+    close_sched();
+    for (int i = 0; i < N_TOGETHER; i++) {
+        free_job(j[i]);
+    }
+}
+
+static void test_together(void)
+{
+    struct job *j[N_TOGETHER];
+
+    begin_together(j, 200);
+    run();
+    for (int i = 0; i < N_TOGETHER; i++) {
+        ok(as_expected(j[i]), "request %d of those with a prefix in common", i);
+    }
+    is_int(fake.rows_read, COMMON + N_TOGETHER * 50, "which is computed once");
+    ok(j[0]->request.cached_tokens == 0 && j[1]->request.cached_tokens == COMMON,
+       "and found by all but the first");
+    end_together(j);
+}
+
+static void test_writer_cancelled(void)
+{
+    for (int stage = 0; stage < 10; stage++) {
+        struct job *j[N_TOGETHER];
+        bool right = true;
+
+        begin_together(j, 200);
+        for (int i = 0; i < stage; i++) {
+            turn();
+        }
+        llm_sched_cancel(sched, &j[0]->request);
+        run();
+        for (int i = 1; i < N_TOGETHER; i++) {
+            right = as_expected(j[i]) && right;
+        }
+        ok(right && j[0]->retired, "the one that computes it is cancelled after %d turns", stage);
+        ok(fake.rows_read <= COMMON + PAGE + N_TOGETHER * 50, "another takes over where it was");
+        end_together(j);
+    }
+}
+
+static void test_writer_paused(void)
+{
+    struct job *j[N_TOGETHER];
+    bool right = true;
+
+    begin_together(j, 200);
+    for (int i = 0; i < 4; i++) {
+        turn();
+    }
+    llm_sched_pause(sched, &j[0]->request, true);
+    run();
+    for (int i = 1; i < N_TOGETHER; i++) {
+        right = as_expected(j[i]) && right;
+    }
+    ok(right, "the one that computes it stands still: another goes on");
+    ok(fake.rows_read <= COMMON + PAGE + N_TOGETHER * 50, "and computes at most a page again");
+    ok(!j[0]->n_out[0] && !j[0]->retired, "while the first one waits");
+    llm_sched_pause(sched, &j[0]->request, false);
+    run();
+    ok(as_expected(j[0]), "and goes on behind what is there now");
+    end_together(j);
+}
+
+/* Turns until it has its first token; 1000: never. */
+static int turns_to_first(const struct job *j)
+{
+    int n = 0;
+
+    while (j->n_out[0] == 0 && ++n < 1000) {
+        turn();
+    }
+    return n;
+}
+
+/* What one waits for is not behind what the other's tenant wants done first. */
+static void test_no_inversion(void)
+{
+    struct job *greedy[6], *light;
+    int n;
+
+    open_sched(400, 128, 16);
+    for (int i = 0; i < 6; i++) { /* the last one's prompt is read last */
+        greedy[i] = new_job(1, 2000, 5);
+        share(greedy[i], 1, i < 5 ? LLM_SCOPE_TENANT : LLM_SCOPE_PUBLIC);
+        llm_sched_submit(sched, &greedy[i]->request);
+    }
+    for (int i = 0; i < 4; i++) {
+        turn();
+    }
+    light = like(greedy[5], 1000, 1020, 5);
+    share(light, 2, LLM_SCOPE_PUBLIC);
+    llm_sched_submit(sched, &light->request);
+    n = turns_to_first(light);
+    ok(n <= 2 * 1020 / 128 + 4, "a prefix that a greedy tenant is to compute: read in %d steps", n);
+    ok(light->request.cached_tokens == 1000 / PAGE * PAGE, "in his place");
+    run();
+    ok(as_expected(light), "and right");
+    for (int i = 0; i < 6; i++) {
+        ok(as_expected(greedy[i]), "so is the greedy one's %d", i);
+        free_job(greedy[i]);
+    }
+    is_idle("after that");
+    close_sched();
+    free_job(light);
+}
+
+static void test_choices(uint32_t n_prompt, enum llm_scope scope)
+{
+    struct job *j = make_job(4, true, n_prompt, 100), *other = new_job(1, 100, 100);
+    bool partial = n_prompt % PAGE != 0;
+
+    open_sched(64, 64, 8);
+    j->request.n_stop_ids = 0;
+    share(j, 1, scope);
+    share(other, 1, scope);
+    llm_sched_submit(sched, &j->request);
+    llm_sched_submit(sched, &other->request);
+    run();
+    ok(as_expected(j) && as_expected(other), "four choices of a prompt of %u, scope %d", n_prompt,
+       scope);
+    is_int(fake.rows_read, n_prompt + 100, "it is read once");
+    is_int(fake.rows_again, 3, "and its last token for each of the others");
+    is_int(fake.page_copies, partial ? 3 : 0, "who get their own last page, if it is not full");
+    is_int(j->request.cached_tokens, 0, "which is no hit");
+    is_idle("after choices");
+    close_sched();
+    free_job(j);
+    free_job(other);
+}
+
+/* The first of several choices goes before the others have started. */
+static void test_first_choice_ends(void)
+{
+    for (int stage = 0; stage < 8; stage++) {
+        struct job *j = make_job(3, true, 200, 20);
+
+        open_sched(64, 32, 8);
+        j->request.n_stop_ids = 0;
+        share(j, 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &j->request);
+        for (int i = 0; i < stage; i++) {
+            turn();
+        }
+        llm_sched_end(sched, &j->sequences[0]);
+        run();
+        ok(j->retired && j->n_out[1] == 20 && j->n_out[2] == 20,
+           "the first of three choices ends after %d turns", stage);
+        is_idle("after that");
+        close_sched();
+        free_job(j);
+    }
+}
+
+static void test_non_finite(void)
+{
+    struct job *bad = new_job(1, 200, 10), *waits, *healed;
+
+    open_sched(64, 64, 8);
+    bad->prompts[0][10] = FAKE_POISON;
+    share(bad, 1, LLM_SCOPE_TENANT);
+    waits = like(bad, 150, 160, 10);
+    share(waits, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &bad->request);
+    llm_sched_submit(sched, &waits->request);
+    run();
+    ok(bad->request.outcome == LLM_OUTCOME_NON_FINITE &&
+       waits->request.outcome == LLM_OUTCOME_NON_FINITE, "logits that are not finite");
+
+    fake.healed = true;
+    healed = like(bad, 200, 200, 10);
+    share(healed, 1, LLM_SCOPE_TENANT);
+    run_job(healed);
+    is_int(healed->request.cached_tokens, 0, "the pages that led to them are not found again");
+    ok(as_expected(healed), "but computed");
+    is_idle("after that");
+    close_sched();
+    free_job(bad);
+    free_job(waits);
+    free_job(healed);
+}
+
+static void test_host_tier(void)
+{
+    struct job *j[3], *again;
+    uint64_t before;
+
+    open_with(20, false, (struct llm_sched_options){
+        .max_batch_tokens = 64, .max_seqs = 8,
+        .host_bytes = 40 * PAGE * sizeof(struct fake_row)});
+    for (int i = 0; i < 3; i++) {
+        j[i] = new_job(1, 15 * PAGE + 10, 5);
+        share(j[i], 1, LLM_SCOPE_TENANT);
+        run_job(j[i]);
+    }
+    ok(fake.page_outs > 0, "what the pool has no room for goes to the host");
+    again = like(j[0], 15 * PAGE + 10, 15 * PAGE + 10, 5);
+    share(again, 1, LLM_SCOPE_TENANT);
+    before = fake.rows_read;
+    run_job(again);
+    ok(as_expected(again) && fake.page_ins > 0, "and comes back");
+    is_int(again->request.cached_tokens, 15 * PAGE, "as a hit");
+    is_int(fake.rows_read - before, 10, "nothing of it is computed again");
+    is_idle("after the host tier");
+    close_sched();
+    for (int i = 0; i < 3; i++) {
+        free_job(j[i]);
+    }
+    free_job(again);
+}
+
+int main(void)
+{
+    test_found();
+    test_scopes();
+    chat("one form", false, 219 / PAGE * PAGE);
+    chat("two forms, deterministic", true, 0);
+    test_together();
+    test_writer_cancelled();
+    test_writer_paused();
+    test_no_inversion();
+    test_choices(200, LLM_SCOPE_TENANT);
+    test_choices(200, LLM_SCOPE_OFF);
+    test_choices(3 * PAGE, LLM_SCOPE_TENANT);
+    test_choices(10, LLM_SCOPE_TENANT);
+    test_first_choice_ends();
+    test_non_finite();
+    test_host_tier();
+    return done_testing();
+}
