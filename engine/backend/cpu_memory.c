@@ -1,5 +1,6 @@
 /* The backend's memory: the page pool, one block for every array that steps need, and one for the
- * logits that the host may want of every row, though it hardly ever does. All are mapped at load. */
+ * logits that the host may want of every row, though it hardly ever does. All are mapped at
+ * load. */
 
 #include "engine/backend/cpu_internal.h"
 #include "engine/base/checked.h"

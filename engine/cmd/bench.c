@@ -5,6 +5,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/machine.h"
 #include "engine/base/option.h"
+#include "engine/model/dummy.h"
 #include "engine/sched/sched.h"
 #include "engine/serve/served.h"
 

@@ -1,9 +1,4 @@
-/* Weights made up from a seed, for trying out speed and machinery on the true shape of a model
- * that is not there.
- *
- * All numbers of a model have a place in one sequence, in the order of the table of weights, and a
- * random byte that depends on that and the seed alone: which of 256 values it is, evenly spaced.
- * So threads can make them in any order, about as fast as memory takes them. */
+#include "engine/model/dummy.h"
 
 #include "engine/base/checked.h"
 #include "engine/base/machine.h"
@@ -30,8 +25,12 @@
 #define SCALE_SPREAD 0.25f       /* the same of the scales of blocks */
 #define LARGEST_E4M3 448.0f
 
-/* Numbers from centre - spread to centre + spread, row by row; a row's spread is more or less than
- * that by up to row_spread of it. */
+/* All numbers of a model have a place in one sequence, in the order of the table of weights, and a
+ * random byte that depends on that and the seed alone: which of 256 values it is, evenly spaced.
+ * So threads can make them in any order, about as fast as memory takes them.
+ *
+ * A piece is numbers from centre - spread to centre + spread, row by row; a row's spread is more or
+ * less than that by up to row_spread of it. */
 struct piece {
     enum llm_dtype dtype;
     uint64_t rows, cols;
@@ -246,8 +245,8 @@ static int add_blocks(struct dummy *d, struct llm_weight *w, float spread, struc
 }
 
 /* Uniform numbers of up to sqrt(3 / n) have variance 1 / n: n of them, times numbers of variance 1,
- * sum up to variance 1 again. An expert whose row of the router is longer has more of the large logits,
- * and is chosen more often. */
+ * sum up to variance 1 again. An expert whose row of the router is longer has more of the large
+ * logits, and is chosen more often. */
 static int take(void *ctx, struct llm_weight *w, enum llm_role role, const char *name,
                 struct llm_error *err)
 {

@@ -1,8 +1,8 @@
 /* A loaded checkpoint: configuration, weights by role, and the planes of its latent pages.
  *
  * Weights point into mmap'ed files (read-only, private) and keep their stored type; nothing is
- * expanded here. The struct owns the mappings: weights are valid until llm_model_close. Where speed
- * or the machinery is to be tried without a checkpoint, they can be made up instead. */
+ * expanded here. The struct owns the mappings: weights are valid until llm_model_close. (There is
+ * also a model without files: dummy.h.) */
 
 #ifndef LLM_MODEL_MODEL_H
 #define LLM_MODEL_MODEL_H
@@ -67,16 +67,6 @@ typedef void llm_progress_fn(void *ctx, uint64_t done, uint64_t total);
  * checks that every weight the config needs is there with the right type and shape, and that no
  * offset leaves its file. *out is allocated; free it with llm_model_close. */
 int llm_model_open(const char *dir, struct llm_model **out, struct llm_error *err);
-
-/* Makes up a model of which the directory holds only config.json (and perhaps
- * generation_config.json): weights of its shapes, BF16, or F8_E4M3 with block scales where
- * quantization_config says so, from a seed. The same seed gives the same bytes on every machine,
- * whatever the number of threads, of which all cores get one for the time it takes. Every number
- * is finite and none is zero; what goes into a projection comes out as large as it was; norms are
- * near 1; some experts are chosen a few times as often as others. An MTP layer shares embedding and
- * head with the model. The fingerprint depends on the seed. LLM_ENOMEM when the weights do not fit
- * into the memory there is. *out as above. */
-int llm_model_dummy(const char *dir, uint64_t seed, struct llm_model **out, struct llm_error *err);
 
 /* LLM_EIO when a file of the checkpoint was cut, or its disk failed, after it was mapped: the
  * process lives on (see mapping.h), but what it read from there is zeros. Cheap; ask after each

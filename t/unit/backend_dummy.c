@@ -1,7 +1,9 @@
 /* Made-up weights at work: activations stay sane from layer to layer, and the routers neither pick
- * the same experts always nor all of them alike. The shapes are those of V2-Lite and V3, smaller. */
+ * the same experts always nor all of them alike. The shapes are those of V2-Lite and V3, but
+ * smaller. */
 
 #include "engine/backend/cpu_internal.h"
+#include "engine/model/dummy.h"
 #include "t/unit/scratch.h"
 #include "t/unit/tap.h"
 

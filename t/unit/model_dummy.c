@@ -1,5 +1,6 @@
 /* Weights made up from a seed: all there, the same whoever makes them, and of sane sizes. */
 
+#include "engine/model/dummy.h"
 #include "t/unit/small_checkpoint.h"
 
 #include <math.h>
@@ -104,7 +105,8 @@ static void test_model(enum llm_dtype dtype, const char *name)
     if (!ok(makes(&model, 1), "%s: made from a config.json alone", name)) {
         return;
     }
-    ok(is_made(&model->embed, LLM_BF16, VOCAB, HIDDEN, 0, 1.74f) && is_norm(&model->final_norm, HIDDEN)
+    ok(is_made(&model->embed, LLM_BF16, VOCAB, HIDDEN, 0, 1.74f)
+           && is_norm(&model->final_norm, HIDDEN)
            && is_matrix(&model->lm_head, LLM_BF16, VOCAB, HIDDEN),
        "%s: embedding, norm and head", name);
     ok(is_layer(&model->layers[0], dtype, true), "%s: a dense layer", name);
