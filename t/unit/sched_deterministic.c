@@ -265,7 +265,8 @@ static void act(struct llm_sched *s, struct job *j, uint32_t turn)
 
 static bool is_preempted(const struct llm_sequence *q)
 {
-    return q->state == LLM_SEQUENCE_PREEMPTED || (q->state == LLM_SEQUENCE_QUEUED && q->sampled > 0);
+    return q->state == LLM_SEQUENCE_PREEMPTED ||
+           (q->state == LLM_SEQUENCE_QUEUED && q->sampled > 0);
 }
 
 static void run_jobs(struct llm_sched *s, struct job *jobs, uint32_t n)
@@ -465,8 +466,8 @@ int main(void)
     test_mixes("f32", LLM_LATENT_F32, n / 5);
     test_mixes("fp8", LLM_LATENT_FP8, n / 5);
 
-    diag("%llu answers, %llu tokens found in memory, %llu in the host tier, %llu turns of preempted "
-         "sequences, %llu cancelled", (unsigned long long) seen.answers,
+    diag("%llu answers, %llu tokens found in memory, %llu in the host tier, %llu turns of "
+         "preempted sequences, %llu cancelled", (unsigned long long) seen.answers,
          (unsigned long long) seen.hits, (unsigned long long) seen.host_hits,
          (unsigned long long) seen.preempted, (unsigned long long) seen.cancelled);
     if (n >= 50) { /* or chance decides */
