@@ -11,8 +11,9 @@
 /* What a tenant has in one tier. */
 struct llm_part {
     uint32_t n_pages;        /* indexed */
-    uint32_t n_idle;         /* of them: in the tier's list (tier.h) */
-    uint32_t oldest, newest; /* ends of its part of the list */
+    uint32_t n_idle;         /* of them: in its list (tier.h) */
+    uint32_t oldest, newest; /* ends of its list */
+    uint64_t oldest_used;    /* as in the oldest one's link */
 };
 
 struct llm_seat {

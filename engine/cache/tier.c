@@ -51,6 +51,7 @@ void llm_tier_put(struct llm_tier *t, struct llm_cache_tenant *tenant, uint32_t 
         t->links[p->newest].newer = entry;
     } else {
         p->oldest = entry;
+        p->oldest_used = t->uses;
     }
     p->newest = entry;
     p->n_idle++;
@@ -68,7 +69,12 @@ void llm_tier_pull(struct llm_tier *t, struct llm_cache_tenant *tenant, uint32_t
     l->used = 0;
     p->n_idle--;
     t->n_idle--;
+    if (p->n_idle > 0) {
+        p->oldest_used = t->links[p->oldest].used;
+    }
 }
+
+typedef unsigned __int128 uint128;
 
 static uint32_t weight_now(const struct llm_seat *s, uint64_t now_ns)
 {
@@ -78,36 +84,32 @@ static uint32_t weight_now(const struct llm_seat *s, uint64_t now_ns)
 uint32_t llm_tier_next(const struct llm_tier *t, uint64_t now_ns)
 {
     const struct llm_seat *seats = t->owners->seats;
-    uint32_t n = t->owners->n, best = LLM_NO_ENTRY;
+    const struct llm_part *best = NULL;
     uint64_t pages = 0, weights = 0;
     bool best_over = false;
 
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < t->owners->n; i++) {
         if (seats[i].parts[t->which].n_idle > 0) {
             pages += seats[i].parts[t->which].n_pages;
             weights += weight_now(&seats[i], now_ns);
         }
     }
 
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < t->owners->n; i++) {
         const struct llm_part *p = &seats[i].parts[t->which];
-        uint64_t weight = weight_now(&seats[i], now_ns);
         bool over;
 
         if (p->n_idle == 0) {
             continue;
         }
-        over = p->n_pages > (weight > 0 ? pages * weight / weights : 0);
-        if (best_over && !over) {
-            continue;
-        }
-        if (best == LLM_NO_ENTRY || (over && !best_over)
-            || t->links[p->oldest].used < t->links[best].used) {
-            best = p->oldest;
+        over = (uint128) p->n_pages * weights > (uint128) pages * weight_now(&seats[i], now_ns);
+        if (best == NULL || over > best_over
+            || (over == best_over && p->oldest_used < best->oldest_used)) {
+            best = p;
             best_over = over;
         }
     }
-    return best;
+    return best != NULL ? best->oldest : LLM_NO_ENTRY;
 }
 
 /* A tenant's list: the ends meet, and uses go up. */
@@ -125,6 +127,9 @@ static const char *check_part(const struct llm_tier *t, const struct llm_part *p
         used = l->used;
         older = entry;
         entry = l->newer;
+    }
+    if (p->n_idle > 0 && p->oldest_used != t->links[p->oldest].used) {
+        return "a list of idle pages that is older than it says";
     }
     if (p->n_idle > 0 && (p->newest != older || entry != LLM_NO_ENTRY)) {
         return "a list of idle pages that does not end";

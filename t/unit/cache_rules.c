@@ -285,7 +285,7 @@ static void test_order(void)
 /* Alice has what she uses; Bob runs one prompt after the other. */
 static void test_share(void)
 {
-    struct prompt p = prompt_of(alice_digest, 1, 6), q;
+    struct prompt p = prompt_of(alice_digest, 1, 6), q, r;
     uint32_t hits = 0;
 
     open_cache(16, 0, 100);
@@ -317,7 +317,22 @@ static void test_share(void)
     q = prompt_of(bob_digest, 2, 2);
     run(bob, &q);
     is_int(llm_cache_estimate(cache, p.digests, 4), 2, "who was away for long has no share");
-    close_cache("share");
+    close_cache("away");
+
+    /* most of the pool is in use by Bob: that counts, too */
+    open_cache(16, 0, 100);
+    run(alice, &p);
+    r = prompt_of(bob_digest, 1000, 10);
+    match(bob, &r);
+    llm_cache_take(cache, r.n, r.pages);
+    publish(bob, &r, 0);
+    for (uint32_t i = 0; i < 50; i++) {
+        q = prompt_of(bob_digest, i, 1);
+        run(bob, &q);
+    }
+    is_int(llm_cache_estimate(cache, p.digests, 4), 4, "what Bob uses is part of his share");
+    llm_cache_drop(cache, r.pages, r.n);
+    close_cache("in use");
 }
 
 static void test_alone(void)
