@@ -1,6 +1,6 @@
 /* Random requests of four tenants in a small cache, against a model that keeps the same rules in
- * the plainest way: what a match finds and where, who may have pages, what the pages hold. All books
- * are checked after every operation. Another thread asks for estimates all the while. */
+ * the plainest way: what a match finds and where, who may have pages, what the pages hold. All
+ * books are checked after every operation. Another thread asks for estimates meanwhile. */
 
 #include "engine/cache/cache.h"
 #include "t/unit/cache_backend.h"
@@ -595,8 +595,8 @@ static void run(uint32_t n_slots, uint32_t percent, uint32_t n)
     if (wrong != NULL) {
         diag("%s", wrong);
     }
-    ok(right && estimates_right && wrong == NULL, "%u operations with %u host slots and %u %% a tenant", i, n_slots,
-       percent);
+    ok(right && estimates_right && wrong == NULL,
+       "%u operations with %u host slots and %u %% a tenant", i, n_slots, percent);
     diag("%llu pages found, %llu of them shared, %llu and %llu pushed out, %llu copied in",
          (unsigned long long) n_found, (unsigned long long) n_shared,
          (unsigned long long) model.counts.evicted_pages[LLM_TIER_MEMORY],
