@@ -624,17 +624,16 @@ INLINE float float_of(uint32_t bits)
     return x;
 }
 
-/* The code of the nearest e4m3; of 448 for what is beyond it and for NaN. Below 2^-6 its values
- * stand 2^-9 apart, as floats do from 2^14 on; elsewhere it keeps three bits of the fraction. */
+/* The code of the e4m3 nearest to x, which is at most 448 but for rounding; of anything for a NaN.
+ * Below 2^-6 its values stand 2^-9 apart, as floats do from 2^14 on; elsewhere it keeps three bits
+ * of the fraction. */
 INLINE uint8_t e4m3_of(float x)
 {
-    const uint32_t largest = bits_of(448), smallest_normal = bits_of(0x1p-6f);
-    uint32_t bits = bits_of(x), a = bits & 0x7fffffff, normal, subnormal;
+    uint32_t bits = bits_of(x), a = bits & 0x7fffffff;
+    uint32_t normal = ((a + 0x7ffff + (a >> 20 & 1)) >> 20) - ((127 - 7) << 3);
+    uint32_t subnormal = bits_of(float_of(a) + 0x1p14f) - bits_of(0x1p14f);
 
-    a = a < largest ? a : largest;
-    normal = ((a + 0x7ffff + (a >> 20 & 1)) >> 20) - ((127 - 7) << 3);
-    subnormal = bits_of(float_of(a) + 0x1p14f) - bits_of(0x1p14f);
-    return (uint8_t) ((bits >> 24 & 0x80) | (a < smallest_normal ? subnormal : normal));
+    return (uint8_t) ((bits >> 24 & 0x80) | (a < bits_of(0x1p-6f) ? subnormal : normal));
 }
 
 /* In plain C, which the compiler turns into vectors: nothing here rounds in more than one way. */

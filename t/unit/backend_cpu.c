@@ -407,30 +407,42 @@ static float element(const struct llm_page_layout *l, const char *row, uint32_t 
 }
 
 /* The rows that a prompt leaves in the first plane, which no latent was read for yet, in all forms:
- * each as near to f32's as the form can be. */
+ * each as near to f32's as the form can be, and nothing of what was in the page before. */
 static void test_rows(void)
 {
     enum { LENGTH = 60 };
     static const enum llm_latent_dtype dtypes[] = {LLM_LATENT_F32, LLM_LATENT_BF16,
                                                    LLM_LATENT_FP8};
     char *pages[3];
+    uint8_t ids[3][16];
     uint32_t tokens[LENGTH];
 
     for (int d = 0; d < 3; d++) {
         struct llm_sampling s;
         struct seq q;
+        uint64_t bytes, fence;
 
         start("tiny-v3-fp8", dtypes[d]);
+        memcpy(ids[d], ops->info(b)->numerics_id, sizeof(ids[d]));
+        bytes = ops->info(b)->layout.page_bytes;
         s = greedy();
         q = make_seq(0, &s);
         if (d == 0) {
             memcpy(tokens, q.tokens, sizeof(tokens));
         }
         memcpy(q.tokens, tokens, sizeof(tokens));
+        pages[d] = allocate(bytes);
+        memset(pages[d], 0xff, bytes);
+        ops->page_in(b, q.pages[0], 0, ops->info(b)->layout.n_planes, pages[d], &fence);
+        ops->fence_wait(b, fence);
+        free(pages[d]);
         run_one(&q, LENGTH, 0, 0);
         pages[d] = page_bytes(q.pages[0]);
         stop();
     }
+    ok(memcmp(ids[0], ids[1], 16) != 0 && memcmp(ids[0], ids[2], 16) != 0
+           && memcmp(ids[1], ids[2], 16) != 0,
+       "their pages cannot be mixed up");
 
     for (int d = 1; d < 3; d++) {
         struct llm_page_layout want, got;

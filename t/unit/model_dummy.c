@@ -241,7 +241,7 @@ static void test_refusals(void)
     write_config();
     is_int(llm_model_dummy(scratch_dir, 1, &model, &err), LLM_ENOMEM,
            "a model of many times any memory");
-    ok(strstr(err.text, "MB") != NULL, "which says how much there is");
+    ok(strstr(err.text, "MB that are available") != NULL, "which says how much there is");
 }
 
 int main(void)
