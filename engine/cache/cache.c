@@ -362,8 +362,15 @@ int llm_cache_take(struct llm_cache *c, uint32_t n, uint32_t *pages)
     return take(c, n, pages, c->now(c->now_ctx));
 }
 
+/* Whether somebody holds the page, the index aside. */
+static bool in_use(const struct llm_cache *c, uint32_t page)
+{
+    return page < c->pool.n_pages && c->pool.refs[page] > llm_cache_indexed(c, page);
+}
+
 void llm_cache_hold(struct llm_cache *c, uint32_t page)
 {
+    assert(in_use(c, page));
     llm_pool_hold(&c->pool, page);
 }
 
@@ -382,9 +389,10 @@ static void become_idle(struct llm_cache *c, uint32_t e, uint64_t now)
 
 static void drop_one(struct llm_cache *c, uint32_t page, uint64_t now)
 {
-    uint32_t e = c->pages[page].entry;
+    uint32_t e;
 
-    assert(page < c->pool.n_pages && c->pool.refs[page] > (e != LLM_NO_ENTRY));
+    assert(in_use(c, page));
+    e = c->pages[page].entry;
     llm_pool_drop(&c->pool, &page, 1);
     if (e == LLM_NO_ENTRY || c->pool.refs[page] > 1) {
         return;
@@ -544,7 +552,7 @@ bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t
 {
     uint32_t e;
 
-    assert(c->pool.refs[page] > 0 && !llm_cache_indexed(c, page));
+    assert(in_use(c, page) && !llm_cache_indexed(c, page));
     assert(writer != NULL);
     e = llm_index_add(&c->index, digest, ids);
     if (e == LLM_NO_ENTRY) {
