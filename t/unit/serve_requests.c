@@ -123,6 +123,56 @@ static void test_choices(void)
            "a choice each time");
 }
 
+static struct answer *find(const uint32_t *ids, uint32_t n, uint8_t tenant, enum llm_ipc_scope scope)
+{
+    struct submit s;
+    struct answer *a;
+
+    submit_ids(&s, ids, n, 1);
+    s.head.tenant[0] = tenant;
+    s.head.scope = (uint8_t) scope;
+    a = worker_submit(w, 2, &s);
+    ok(worker_ends(w, a, LLM_IPC_OK), "%u ids of tenant %u", n, tenant);
+    return a;
+}
+
+/* What COUNTED guesses and FINISHED knows of prefixes that were computed before. */
+static void test_cached(void)
+{
+    static uint32_t ids[500];
+    struct submit s;
+    struct answer *a;
+
+    make_prompt(ids, 500);
+    a = find(ids, 200, 1, LLM_IPC_SCOPE_TENANT);
+    ok(a->cached_guess == 0 && a->finished.cached_tokens == 0, "nothing is known of them");
+    a = find(ids, 200, 1, LLM_IPC_SCOPE_TENANT);
+    ok(a->cached_guess == 192 && a->finished.cached_tokens == 192, "their full pages are");
+    a = find(ids, 192, 1, LLM_IPC_SCOPE_TENANT);
+    ok(a->cached_guess == 191 && a->finished.cached_tokens == 191, "never the last token");
+    a = find(ids, 500, 1, LLM_IPC_SCOPE_TENANT);
+    ok(a->cached_guess == 192 && a->finished.cached_tokens == 192, "of a longer one no more");
+    a = find(ids, 200, 2, LLM_IPC_SCOPE_TENANT);
+    ok(a->cached_guess == 0 && a->finished.cached_tokens == 0, "nor of another tenant");
+    a = find(ids, 200, 1, LLM_IPC_SCOPE_OFF);
+    ok(a->cached_guess == 0 && a->finished.cached_tokens == 0, "nor under scope off");
+    a = find(ids, 200, 1, LLM_IPC_SCOPE_PUBLIC);
+    ok(a->cached_guess == 0 && a->finished.cached_tokens == 0, "nor of the public");
+    a = find(ids, 200, 3, LLM_IPC_SCOPE_PUBLIC);
+    ok(a->cached_guess == 192 && a->finished.cached_tokens == 192, "which is all tenants");
+
+    submit_ids(&s, ids, 300, 1);
+    submit_item(&s, LLM_IPC_ITEM_PROMPT_IDS, 0, ids, 128 * 4);
+    submit_item(&s, LLM_IPC_ITEM_PROMPT_IDS, 0, ids + 300, 100 * 4);
+    s.head.n = 2;
+    a = worker_submit(w, 2, &s);
+    ok(worker_ends(w, a, LLM_IPC_OK), "three prompts, two choices each");
+    ok(a->cached_guess == 256 + 127 && a->finished.cached_tokens == 256 + 127,
+       "of each what is known of it, once");
+    ok(a->finished.prompt_tokens == 300 + 128 + 100, "as its tokens count once");
+    ok(worker_await_idle(w), "the engine is idle");
+}
+
 /* A prompt whose answer is plain letters for a while, so that stop strings can be found. */
 static void test_stops(void)
 {
@@ -506,6 +556,7 @@ int main(void)
     test_completion();
     test_chat();
     test_choices();
+    test_cached();
     test_stops();
     test_parameters();
     test_limits();

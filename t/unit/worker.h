@@ -34,7 +34,7 @@ struct answer_choice {
 struct answer {
     uint32_t generation;
     bool open, counted;
-    uint32_t prompt_tokens;
+    uint32_t prompt_tokens, cached_guess; /* of COUNTED */
     unsigned n_finished;
     struct llm_ipc_finished finished;
     uint32_t n_records; /* TOKEN */
@@ -302,6 +302,7 @@ static void worker_take(struct worker *w, const struct llm_ipc_record *r)
         worker_must(!a->counted && llm_ipc_counted_read(r, &counted) == LLM_IPC_DONE);
         a->counted = true;
         a->prompt_tokens = counted.prompt_tokens;
+        a->cached_guess = counted.cached_tokens_estimate;
         break;
     case LLM_IPC_TOKEN:
         worker_must(a->counted);
