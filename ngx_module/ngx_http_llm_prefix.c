@@ -28,7 +28,9 @@ ngx_int_t
 ngx_http_llm_prefix_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    u_char                   *p, digest[SHA256_DIGEST_LENGTH];
+    u_char                   *p;
+    u_char                    digest[SHA256_DIGEST_LENGTH];
+    u_char                    prefix[LLM_IPC_PREFIX_SIZE];
     ngx_int_t                 rc;
     ngx_str_t                 text, tenant;
     ngx_http_llm_loc_conf_t  *llcf;
@@ -66,16 +68,16 @@ ngx_http_llm_prefix_variable(ngx_http_request_t *r,
         ngx_str_set(&tenant, "*public*");
     }
 
-    p = ngx_pnalloc(r->pool, 2 * LLM_IPC_PREFIX_SIZE);
+    p = ngx_pnalloc(r->pool, 2 * sizeof(prefix));
     if (p == NULL) {
         return NGX_ERROR;
     }
 
     SHA256(tenant.data, tenant.len, digest);
-    llm_ipc_prefix(digest, text.data, text.len, digest);
+    llm_ipc_prefix(digest, text.data, text.len, prefix);
 
     v->data = p;
-    v->len = ngx_hex_dump(p, digest, LLM_IPC_PREFIX_SIZE) - p;
+    v->len = ngx_hex_dump(p, prefix, sizeof(prefix)) - p;
 
     ngx_pfree(r->pool, text.data);
 

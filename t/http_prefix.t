@@ -21,7 +21,13 @@ my $nginx = $t->nginx(
             server 127.0.0.1:%%PORT4%%;
             server 127.0.0.1:%%PORT5%%;
         }
+        upstream spread {
+            hash $key consistent;
+            server 127.0.0.1:%%PORT4%%;
+            server 127.0.0.1:%%PORT5%%;
+        }
         map $http_x_early $early { default ""; "yes" $llm_prefix; }
+        map $llm_prefix $key { "" $request_id; default $llm_prefix; }
         server {
             listen 127.0.0.1:%%PORT2%%;
             listen 127.0.0.1:%%PORT3%% http2;
@@ -54,6 +60,7 @@ my $nginx = $t->nginx(
                 proxy_pass http://nodes;
                 proxy_set_header X-Prefix "<$llm_prefix>";
             }
+            location /spread/ { llm_tenant $http_x_tenant; proxy_pass http://spread; }
             location /unread/ { return 200 "<$llm_prefix>"; }
         }
         server {
@@ -153,6 +160,11 @@ is($unbuffered->response->body, '<>', 'proxy_request_buffering off');
 is(LLM::Client->new(port => $front)->post('/unread/', chat('x'))->body, '<>', 'an unread body');
 is_deeply([ ask(chat('You are a poet.'), headers => { 'X-Early' => 'yes' }) ], [ $first, $node, '<>' ],
     'asked for too early, it is asked for again');
+
+%nodes = map { (ask('hello', uri => '/spread/v1/x'))[1] => 1 } 1 .. 20;
+is(scalar keys %nodes, 2, 'by a map they spread');
+%nodes = map { (ask(chat('You are a poet.', $_), uri => '/spread/v1/x'))[1] => 1 } 1 .. 20;
+is(scalar keys %nodes, 1, 'and the others do not');
 
 # whose it is
 

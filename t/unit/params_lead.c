@@ -2,6 +2,7 @@
  * read beyond its end. LLM_LONG=1 asks for more bodies, LLM_SEED for the same ones again. */
 
 #include "ngx_module/ngx_http_llm_lead.h"
+#include "ngx_module/ngx_http_llm_params.h"
 #include "t/unit/tap.h"
 
 #include <time.h>
@@ -90,6 +91,58 @@ static void test_texts(void)
     }
 }
 
+/* The text of a SUBMIT record: of its leading system messages, or of its first prompt. */
+static size_t text_of(const ngx_http_llm_params_t *p, unsigned char *out)
+{
+    const struct llm_ipc_record r = {
+        .type = LLM_IPC_SUBMIT, .length = (uint32_t) p->payload_len, .data = p->payload};
+    struct llm_ipc_submit_view v;
+    struct llm_ipc_item_view item;
+    bool leading = true;
+    size_t at = 0, len = 0;
+
+    if (llm_ipc_submit_read(&r, &v) != LLM_IPC_DONE) {
+        return SIZE_MAX;
+    }
+    while (leading && llm_ipc_submit_next(&v, &at, &item)) {
+        bool prompt = item.type == LLM_IPC_ITEM_PROMPT_TEXT || item.type == LLM_IPC_ITEM_PROMPT_IDS;
+
+        if (prompt || item.type == LLM_IPC_ITEM_CONTENT) {
+            memcpy(out + len, item.data, item.length);
+            len += item.length;
+        }
+        leading = !prompt && (item.type != LLM_IPC_ITEM_MESSAGE || item.arg == LLM_IPC_SYSTEM);
+    }
+    return len;
+}
+
+/* The engine, which gets a request as SUBMIT, would find the same text in it. */
+static void test_same_as_submit(void)
+{
+    unsigned char out[512];
+
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        ngx_http_llm_params_t p = {.body = (const unsigned char *) good[i].body,
+                                   .len = strlen(good[i].body),
+                                   .kind = strstr(good[i].body, "\"messages\" :") != NULL ||
+                                                   strncmp(good[i].body, "{\"messages\":", 12) == 0
+                                               ? LLM_IPC_KIND_CHAT
+                                               : LLM_IPC_KIND_COMPLETION,
+                                   .tenant = (const unsigned char *) "t",
+                                   .tenant_len = 1,
+                                   .max_tokens = 1,
+                                   .limit = 4096};
+
+        if (ngx_http_llm_params_parse(&p) == NGX_HTTP_LLM_PARAMS_OK) {
+            ok(text_of(&p, out) == good[i].len && memcmp(out, good[i].text, good[i].len) == 0,
+               "body %zu as SUBMIT", i);
+        } else {
+            ok(good[i].len == 0, "body %zu is refused", i);
+        }
+        ngx_http_llm_params_free(&p);
+    }
+}
+
 /* The text is cut, wherever a character ends. */
 static void test_lengths(void)
 {
@@ -168,6 +221,7 @@ static void test_digest(void)
 int main(void)
 {
     test_texts();
+    test_same_as_submit();
     test_lengths();
     test_any_body();
     test_digest();
