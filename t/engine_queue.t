@@ -120,6 +120,24 @@ $_->reset for @running, @waiting;
 ok($engine->idle(20), 'all is given back');
 $engine->stop;
 
+# --- more than the latent memory holds: 9 pages, 4 of which one of them comes to need ---
+
+$engine = start('--max-context', '512', '--latent-memory', '6m');
+my @prompts = map { [ ids(100) ] } 1 .. 6;
+my %long = (max_tokens => 150);
+my @alone = map { send_prompt('one', $_, %long)->response->text } @prompts;
+my $alone = send_prompt('one', $prompts[0], max_tokens => 20, n => 3)->response->text(2);
+my @together = map { send_prompt($_ % 2 ? 'one' : 'two', $prompts[$_], %long) } 0 .. $#prompts;
+is_deeply([ map { $_->response->text } @together ], \@alone,
+    'six that do not fit together: each has its text');
+$r = send_prompt('one', $prompts[0], max_tokens => 20, n => 128)->response;
+is($r->status, 200, 'more choices than sequences that can run');
+is_deeply([ map { $r->text($_) } 0 .. 127 ], [ ($alone) x 128 ], 'all are there');
+is($r->usage->{prompt_tokens}, 100, 'prompt_tokens');
+is($r->usage->{completion_tokens}, 128 * 20, 'completion_tokens');
+ok($engine->idle(10), 'all is given back');
+$engine->stop;
+
 # --- weights ---
 
 $engine = start('--max-batch-tokens', '64', '--max-tenant-queue-requests', '100');
