@@ -102,13 +102,27 @@ const unsigned char *
 ngx_http_llm_json_skip_string(const unsigned char *p,
     const unsigned char *last)
 {
-    while (p < last) {
+    size_t                n;
+    const unsigned char  *begin, *quote;
 
-        if (*p == '"') {
-            return p + 1;
+    for (begin = p; p < last; p = quote + 1) {
+
+        quote = (const unsigned char *) memchr(p, '"', last - p);
+
+        if (quote == NULL) {
+            return last;
         }
 
-        p += (*p == '\\' && p + 1 < last) ? 2 : 1;
+        /* behind an odd number of backslashes it is the string's own */
+
+        for (n = 0; quote - n > begin && quote[-1 - (ptrdiff_t) n] == '\\'; n++)
+        {
+            /* void */
+        }
+
+        if (n % 2 == 0) {
+            return quote + 1;
+        }
     }
 
     return last;

@@ -1,6 +1,7 @@
 
 #include "ngx_module/ngx_http_llm_json.h"
 #include "ngx_module/ngx_http_llm_lead.h"
+#include "ngx_module/ngx_http_llm_params.h"
 
 #include <string.h>
 
@@ -113,10 +114,12 @@ static int
 ngx_http_llm_lead_members(const ngx_http_llm_span_t *object,
     const char *const names[2], ngx_http_llm_span_t values[2])
 {
-    size_t                i, len;
+    size_t                i, n, len;
     const unsigned char  *p, *last, *name, *value;
 
     memset(values, 0, 2 * sizeof(values[0]));
+
+    n = 0;
 
     last = object->last;
     p = ngx_http_llm_lead_space(object->data, last);
@@ -164,7 +167,7 @@ ngx_http_llm_lead_members(const ngx_http_llm_span_t *object,
             values[i].last = p;
         }
 
-    } while (*p == ',');
+    } while (*p == ',' && ++n < NGX_HTTP_LLM_MAX_MEMBERS);
 
     if (*p != '}' || ngx_http_llm_lead_space(p + 1, last) != last) {
         return NGX_HTTP_LLM_LEAD_ERROR;
@@ -234,11 +237,11 @@ ngx_http_llm_lead_messages(ngx_http_llm_lead_t *lead,
         return NGX_HTTP_LLM_LEAD_ERROR;
     }
 
-    for ( ;; ) {
+    while (lead->len < lead->limit) {
         rc = ngx_http_llm_lead_element(&messages, &message);
 
         if (rc != NGX_HTTP_LLM_LEAD_OK) {
-            break;
+            return (rc == NGX_HTTP_LLM_LEAD_DONE) ? NGX_HTTP_LLM_LEAD_OK : rc;
         }
 
         if (ngx_http_llm_lead_members(&message, names, values)
@@ -262,7 +265,7 @@ ngx_http_llm_lead_messages(ngx_http_llm_lead_t *lead,
         }
     }
 
-    return (rc == NGX_HTTP_LLM_LEAD_DONE) ? NGX_HTTP_LLM_LEAD_OK : rc;
+    return NGX_HTTP_LLM_LEAD_OK;
 }
 
 
@@ -281,11 +284,11 @@ ngx_http_llm_lead_content(ngx_http_llm_lead_t *lead,
         return ngx_http_llm_lead_string(lead, content);
     }
 
-    for ( ;; ) {
+    while (lead->len < lead->limit) {
         rc = ngx_http_llm_lead_element(&content, &part);
 
         if (rc != NGX_HTTP_LLM_LEAD_OK) {
-            break;
+            return (rc == NGX_HTTP_LLM_LEAD_DONE) ? NGX_HTTP_LLM_LEAD_OK : rc;
         }
 
         if (ngx_http_llm_lead_members(&part, names, values)
@@ -299,7 +302,7 @@ ngx_http_llm_lead_content(ngx_http_llm_lead_t *lead,
         }
     }
 
-    return (rc == NGX_HTTP_LLM_LEAD_DONE) ? NGX_HTTP_LLM_LEAD_OK : rc;
+    return NGX_HTTP_LLM_LEAD_OK;
 }
 
 
@@ -346,11 +349,11 @@ ngx_http_llm_lead_ids(ngx_http_llm_lead_t *lead, ngx_http_llm_span_t ids)
     while (lead->len < lead->limit) {
         rc = ngx_http_llm_lead_element(&ids, &id);
 
-        if (rc == NGX_HTTP_LLM_LEAD_DONE) {
-            break;
+        if (rc != NGX_HTTP_LLM_LEAD_OK) {
+            return (rc == NGX_HTTP_LLM_LEAD_DONE) ? NGX_HTTP_LLM_LEAD_OK : rc;
         }
 
-        if (rc != NGX_HTTP_LLM_LEAD_OK || *id.data < '0' || *id.data > '9') {
+        if (*id.data < '0' || *id.data > '9') {
             return NGX_HTTP_LLM_LEAD_ERROR;
         }
 

@@ -13,7 +13,7 @@
 
 
 /* to look through more would hold up other requests of the worker */
-#define NGX_HTTP_LLM_PREFIX_MAX_BODY  (4 * 1024 * 1024)
+#define NGX_HTTP_LLM_PREFIX_MAX_BODY  (2 * 1024 * 1024)
 
 
 static ngx_uint_t ngx_http_llm_body_is_read(ngx_http_request_t *r);

@@ -165,6 +165,22 @@ static void test_lengths(void)
     free(body);
 }
 
+/* More members than the backend takes: nobody has to look through them. */
+static void test_members(void)
+{
+    char body[16 * (NGX_HTTP_LLM_MAX_MEMBERS + 2)];
+
+    for (int n = NGX_HTTP_LLM_MAX_MEMBERS - 1; n <= NGX_HTTP_LLM_MAX_MEMBERS; n++) {
+        int at = sprintf(body, "{");
+
+        for (int i = 0; i < n; i++) {
+            at += sprintf(body + at, "\"m%d\":0,", i);
+        }
+        at += sprintf(body + at, "\"prompt\":\"x\"}");
+        is_int(lead(body, (size_t) at), n < NGX_HTTP_LLM_MAX_MEMBERS ? 1 : -1, "%d members", n + 1);
+    }
+}
+
 static uint64_t state;
 
 static uint32_t draw(uint32_t below)
@@ -223,6 +239,7 @@ int main(void)
     test_texts();
     test_same_as_submit();
     test_lengths();
+    test_members();
     test_any_body();
     test_digest();
     return done_testing();
