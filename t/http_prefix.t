@@ -140,9 +140,13 @@ is((ask(chat('You are a poet.'), uri => '/file/v1/x'))[0], $first, 'a small one 
 is((ask(chat('s' x 1_000_000)))[0], prefix('a', 's' x 65536), 'a megabyte of system text');
 is((ask(chat('You are a poet.', 'x' x 2_097_200)))[0], '<>', 'more than two');
 my $h2 = LLM::HTTP2->new(port => $front_h2);
-my $id = $h2->request('POST', '/v1/chat/completions',
-    body => JSON::PP->new->encode(chat('You are a poet.')), headers => { 'x-tenant' => 'a' });
-is($h2->answer($id)->{body}, $first, 'HTTP/2');
+my $poet = JSON::PP->new->encode(chat('You are a poet.'));
+for my $uri ('/v1/chat/completions', '/file/v1/chat/completions') {
+    for my $headers ({}, { 'content-length' => length $poet }) {
+        my $id = $h2->request('POST', $uri, body => $poet, headers => { 'x-tenant' => 'a', %$headers });
+        is($h2->answer($id)->{body}, $first, "HTTP/2, $uri" . (%$headers ? ', of a known length' : ''));
+    }
+}
 $h2->close;
 
 # what is none
