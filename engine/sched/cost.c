@@ -34,7 +34,7 @@ bool llm_cost_known(const struct llm_cost *c)
     return c->xx[LLM_COST_FIXED][LLM_COST_FIXED] > 0;
 }
 
-/* Coordinate descent on the normal equations with every term held at zero or above (Franc, Hlaváč,
+/* Coordinate descent on the normal equations with every term held at zero or above (Franc, Hlavac,
  * Navara, "Sequential coordinate-wise algorithm for the non-negative least squares problem",
  * 2005). Rows are asked before the fixed cost, so that what cannot be told apart counts as rows:
  * then a long step is made shorter, and the next one tells. */

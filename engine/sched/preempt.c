@@ -23,6 +23,13 @@ static double share(const struct llm_sched *s, const struct llm_tenant *t, enum 
                                                      : llm_cache_total(s->cache));
 }
 
+/* Whether a tenant keeps its share without so much. */
+static bool can_spare(const struct llm_sched *s, const struct llm_tenant *t, enum resource what,
+                      uint32_t gain)
+{
+    return held(t, what) - gain >= share(s, t, what);
+}
+
 /* Whether a is to be preempted rather than b. */
 static bool rather(const struct llm_sequence *a, const struct llm_sequence *b, enum resource what)
 {
@@ -59,13 +66,16 @@ static bool all_paused(const struct llm_sched *s)
     return true;
 }
 
-/* The best of the running that are not chosen yet, of tenants that `round` has not done with. */
-static struct llm_sequence *best_victim(const struct llm_sched *s, enum resource what)
+/* The best of the running that are not chosen yet, of tenants that have something to spare and that
+ * this search is not done with. */
+static struct llm_sequence *best_victim(const struct llm_sched *s, enum resource what, bool stalled)
 {
     struct llm_sequence *victim = NULL;
 
     for (struct llm_sequence *q = s->running.first; q != NULL; q = q->next) {
-        if (!q->chosen && q->request->tenant->passed != s->rounds &&
+        const struct llm_tenant *t = q->request->tenant;
+
+        if (!q->chosen && t->passed != s->rounds && (stalled || can_spare(s, t, what, 1)) &&
             (victim == NULL || rather(q, victim, what))) {
             victim = q;
         }
@@ -74,18 +84,20 @@ static struct llm_sequence *best_victim(const struct llm_sched *s, enum resource
 }
 
 /* Marks sequences that together give `missing` of what is wanted. False: that is not to be had. */
-static bool choose(struct llm_sched *s, const struct llm_tenant *asking, enum resource what,
-                   uint32_t missing)
+static bool choose(struct llm_sched *s, struct llm_tenant *asking, enum resource what,
+                   uint32_t missing, bool stalled)
 {
-    bool stalled = all_paused(s);
     struct llm_sequence *q;
 
     s->rounds++;
-    while ((q = best_victim(s, what)) != NULL) {
+    if (!stalled) {
+        asking->passed = s->rounds;
+    }
+    while ((q = best_victim(s, what, stalled)) != NULL) {
         struct llm_tenant *t = q->request->tenant;
         uint32_t gain = what == SLOTS ? 1 : llm_pages_own(s, q);
 
-        if (!stalled && (t == asking || held(t, what) - gain < share(s, t, what))) {
+        if (!stalled && !can_spare(s, t, what, gain)) {
             t->passed = s->rounds;
             continue;
         }
@@ -102,9 +114,10 @@ static bool choose(struct llm_sched *s, const struct llm_tenant *asking, enum re
 static bool preempt_for(struct llm_sched *s, const struct llm_sequence *asking, enum resource what,
                         uint32_t missing)
 {
-    const struct llm_tenant *t = asking->request->tenant;
-    bool found = (held(t, what) < share(s, t, what) || all_paused(s)) &&
-                 choose(s, t, what, missing);
+    struct llm_tenant *t = asking->request->tenant;
+    bool stalled = all_paused(s);
+    bool found = (stalled || held(t, what) < share(s, t, what)) &&
+                 choose(s, t, what, missing, stalled);
     struct llm_sequence *next;
 
     for (struct llm_sequence *q = s->running.first; q != NULL; q = next) {

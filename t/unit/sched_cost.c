@@ -1,4 +1,4 @@
-/* What a step costs, and what comes of it: steps that are done in time, streams that do not halt. */
+/* What a step costs, and what comes of it: steps done in time, streams that do not halt. */
 
 #include "engine/sched/cost.h"
 #include "t/unit/sched_jobs.h"

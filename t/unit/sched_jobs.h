@@ -1,4 +1,4 @@
-/* Requests for the scheduler over the fake backend, what becomes of them, and what they must say. */
+/* Requests for the scheduler over the fake backend: what becomes of them, what they must say. */
 
 #ifndef T_UNIT_SCHED_JOBS_H
 #define T_UNIT_SCHED_JOBS_H

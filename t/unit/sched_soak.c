@@ -1,6 +1,6 @@
 /* Random requests of several tenants, with prefixes in common, choices, cancels and pauses, over
  * pools that are too small for them: every answer is what the model says, and in the end everything
- * is back where it was. The fake backend dies at the first row that is not what its reader needs. */
+ * is back where it was. The fake backend dies at the first row that its reader does not expect. */
 
 #include "t/unit/sched_jobs.h"
 
