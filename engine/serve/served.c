@@ -3,6 +3,7 @@
 #include "engine/base/checked.h"
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
+#include "engine/model/dummy.h"
 #include "engine/model/mapping.h"
 #include "engine/serve/vocab.h"
 
@@ -17,6 +18,8 @@
  * sequences of full length can use. */
 #define DEFAULT_SHARE 4
 #define DEFAULT_SEQUENCES 32
+
+#define DUMMY_SEED 1
 
 static int join(char *path, size_t size, const char *dir, const char *name, struct llm_error *err)
 {
@@ -96,6 +99,19 @@ static int open_text(struct llm_served *s, const struct llm_settings *settings,
     return rc;
 }
 
+static int open_model(struct llm_served *s, const struct llm_settings *settings,
+                      struct llm_error *err)
+{
+    int rc;
+
+    if (settings->load_format == LLM_LOAD_DUMMY) { /* the text first: made-up weights take time */
+        rc = open_text(s, settings, err);
+        return rc == LLM_OK ? llm_model_dummy(settings->model, DUMMY_SEED, &s->model, err) : rc;
+    }
+    rc = llm_model_open(settings->model, &s->model, err);
+    return rc == LLM_OK ? open_text(s, settings, err) : rc;
+}
+
 int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
                     struct llm_error *err)
 {
@@ -107,10 +123,7 @@ int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
         .trust_special = settings->trust_special_tokens,
     };
 
-    rc = llm_model_open(settings->model, &s->model, err);
-    if (rc == LLM_OK) {
-        rc = open_text(s, settings, err);
-    }
+    rc = open_model(s, settings, err);
     if (rc == LLM_OK && getrandom(s->secret, sizeof(s->secret), 0) != sizeof(s->secret)) {
         rc = llm_fail(err, LLM_EIO, "no random numbers to be had");
     }

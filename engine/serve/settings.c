@@ -12,6 +12,7 @@
 #define AT(field) offsetof(struct llm_settings, field)
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
+static const char *const load_formats[] = {"auto", "dummy", NULL};
 static const char *const devices[] = {"auto", "cpu", NULL};
 static const char *const numerics[] = {"default", "exact", NULL};
 static const char *const latent_dtypes[] = {"f32", "bf16", "fp8", NULL};
@@ -29,6 +30,9 @@ static const struct llm_option table[] = {
      .help = "group of the socket (mode 0660): nginx's workers must be in it"},
     {.name = "served-model-name", .kind = LLM_OPTION_TEXT, .offset = AT(served_names),
      .arg = "NAME[,ALIAS…]", .help = "names clients may ask for (default: DIR's last part)"},
+    {.name = "load-format", .kind = LLM_OPTION_WORD, .offset = AT(load_format),
+     .words = load_formats, .arg = "auto|dummy",
+     .help = "dummy: made-up weights, of the shape that DIR's config.json says"},
     {.name = "device", .kind = LLM_OPTION_WORD, .offset = AT(device), .words = devices,
      .arg = "auto|cpu", .help = "what computes (default auto)"},
     {.name = "numerics", .kind = LLM_OPTION_WORD, .offset = AT(numerics), .words = numerics,

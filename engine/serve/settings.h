@@ -11,10 +11,12 @@
 #define LLM_DEFAULT_BATCH_TOKENS 512
 
 enum llm_device { LLM_DEVICE_AUTO, LLM_DEVICE_CPU };
+enum llm_load_format { LLM_LOAD_AUTO, LLM_LOAD_DUMMY };
 
 struct llm_settings {
     char *config, *model, *listen, *socket_group, *served_names, *chat_format;
     int device;       /* enum llm_device */
+    int load_format;  /* enum llm_load_format */
     int numerics;     /* enum llm_numerics */
     int latent_dtype; /* enum llm_latent_dtype; -1: as the numerics want */
     int log_level;    /* enum llm_log_level */

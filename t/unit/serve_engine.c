@@ -317,7 +317,7 @@ static void write_text(const char *path, const char *text)
 
 static void test_commands(void)
 {
-    char in[300], conf[300];
+    char in[300], conf[300], command[1200];
     static const char lines[] = "{\"text\": \"Hello\", \"special\": false}\n"
                                 "{\"text\": \"\"}\n"
                                 "{\"text\": \"<｜User｜>\", \"special\": true}\n";
@@ -390,6 +390,24 @@ static void test_commands(void)
     is_int(RUN(&out, "/dev/null", "--model", DEMO, "--latent-memory", "1k", "--test-config"), 1,
            "latent memory that holds nothing");
     ok(strstr(out, "raise --latent-memory") != NULL, "says what to do");
+    free(out);
+
+    snprintf(command, sizeof(command), "cp " DEMO "/config.json %s && cp " DEMO
+             "/tokenizer_config.json %s", scratch_dir, scratch_dir);
+    worker_must(system(command) == 0);
+    is_int(RUN(&out, "/dev/null", "--model", scratch_dir, "--load-format", "dummy",
+               "--test-config"), 1, "made-up weights without a tokenizer");
+    ok(strstr(out, "tokenizer.json") != NULL, "are refused by the name of what is missing");
+    free(out);
+    snprintf(command, sizeof(command), "cp " DEMO "/tokenizer.json %s", scratch_dir);
+    worker_must(system(command) == 0);
+    is_int(RUN(&out, "/dev/null", "--model", scratch_dir, "--load-format", "dummy",
+               "--test-config"), 0, "and taken with one");
+    free(out);
+    is_int(RUN(&out, "/dev/null", "--model", DEMO, "--host-latent-memory", "900t",
+               "--test-config"), 1, "a host tier larger than the machine");
+    ok(strstr(out, "--host-latent-memory of ") != NULL && strstr(out, "lower them by ") != NULL,
+       "says how much is missing");
     free(out);
 
     write_text(in, lines);
