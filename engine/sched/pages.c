@@ -1,12 +1,9 @@
-/* A sequence's pages. Its first ones may be shared: those are full, indexed, and written by one
- * sequence alone, their writer. All others belong to it alone. So nobody ever writes a row that
- * somebody else may read, and rows are handed over strictly in order: a sequence reads no byte of
- * a page that it, or the writer of a shared page, has not written. */
+/* A sequence's pages. Its first ones may be shared: full ones, each written by one sequence alone,
+ * its writer, and read by others when that is done. All others belong to it alone. So nobody ever
+ * writes a row that somebody else may read, and rows are handed over strictly in order: a sequence
+ * reads no byte of a page that it, or the writer of a shared page, has not written. */
 
 #include "engine/sched/sched_internal.h"
-
-#include <assert.h>
-#include <string.h>
 
 /* --- whom a page in use is charged to: the tenant that came first --- */
 

@@ -3,7 +3,6 @@
 #include "engine/base/clock.h"
 #include "engine/sched/sched_internal.h"
 
-#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -109,12 +108,13 @@ static void go(struct llm_sched *s, struct llm_sequence *q)
     let_go(s, q->request);
 }
 
-/* A sequence that is leaving and that no step names any more gives its slot back. The request may
- * be retired on return. */
+/* A sequence that is leaving gives its slot back, if no step names it any more. The request may be
+ * retired on return. */
 static void leave_slot(struct llm_sched *s, struct llm_sequence *q)
 {
-    assert(q->in_flight == 0);
-
+    if (q->in_flight > 0) {
+        return;
+    }
     s->ops->seq_free(s->backend, q->slot);
     llm_list_remove(&s->leaving, q);
     if (q->state == LLM_SEQUENCE_PREEMPTED) {
@@ -136,9 +136,7 @@ void llm_sched_leave(struct llm_sched *s, struct llm_sequence *q, enum llm_seque
     llm_list_remove(&s->running, q);
     llm_list_append(&s->leaving, q);
     q->state = state;
-    if (q->in_flight == 0) {
-        leave_slot(s, q);
-    }
+    leave_slot(s, q);
 }
 
 /* Ends a sequence in whatever state it is. The request may be retired on return. */
@@ -157,9 +155,7 @@ static void end_sequence(struct llm_sched *s, struct llm_sequence *q)
 
     case LLM_SEQUENCE_PREEMPTED:
         q->state = LLM_SEQUENCE_ENDED;
-        if (q->in_flight == 0) {
-            leave_slot(s, q);
-        }
+        leave_slot(s, q);
         break;
 
     case LLM_SEQUENCE_ENDED:
@@ -422,11 +418,11 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
         if (sampled != NULL && q->state != LLM_SEQUENCE_ENDED) {
             deliver(s, q, sampled);
         }
-        if (--q->in_flight == 0 && (q->state == LLM_SEQUENCE_ENDED ||
-                                    q->state == LLM_SEQUENCE_PREEMPTED)) {
-            leave_slot(s, q);
-        } else if (q->state == LLM_SEQUENCE_RUNNING) {
+        q->in_flight--;
+        if (q->state == LLM_SEQUENCE_RUNNING) {
             llm_pages_index_sampled(s, q);
+        } else {
+            leave_slot(s, q);
         }
     }
     return LLM_OK;
