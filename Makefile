@@ -171,6 +171,10 @@ $(foreach b,ipc $(basename $(notdir $(wildcard t/bench/*_*.c))),$(eval $(call be
 $(BUILD)/bench/eventfd: $(BUILD)/obj/t/bench/eventfd.o
 	@mkdir -p $(@D)
 	$(CC) $(ALL_LDFLAGS) $^ -o $@
+.PHONY: bench-audit
+bench-audit: engine module
+	LLM_BUILD=$(BUILD) t/bench/audit.pl
+
 .PHONY: bench-edge
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl
