@@ -112,13 +112,6 @@ ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
 
     ctx->error = *error;
 
-    /* who asks before sending a body is not to send what nobody will read */
-
-    if (r->headers_in.expect && r->request_body == NULL) {
-        r->expect_tested = 1;
-        r->keepalive = 0;
-    }
-
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
     if (llcf->intercept_errors
@@ -126,6 +119,13 @@ ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
     {
         /* as the result, some would close the connection without a page */
         return ngx_http_special_response_handler(r, error->status);
+    }
+
+    /* who asks before sending a body is not to send what nobody will read */
+
+    if (r->headers_in.expect && r->request_body == NULL) {
+        r->expect_tested = 1;
+        r->keepalive = 0;
     }
 
     rc = ngx_http_discard_request_body(r);

@@ -19,8 +19,9 @@
 
 /*
  * Writes what engine/ipc/prefix.h calls the text and returns its length, or
- * -1 where the body is no request: no JSON object, without messages and
- * prompt, or with something else in their places.
+ * -1 where the body is no request: no JSON object, one with more members than
+ * a request may have, without messages and prompt, or with something else in
+ * their places.
  */
 int ngx_http_llm_lead(const unsigned char *body, size_t len,
     unsigned char text[NGX_HTTP_LLM_LEAD_SIZE]);

@@ -21,12 +21,12 @@ EOT
         llm_tenant test;
         location /two/v1/ { llm_model a unix:$one; llm_model b unix:$two; }
         location /both/v1/ { llm_model m unix:$one unix:$two; }
-        location /page/v1/ {
+        location /fallback/v1/ {
             llm_pass unix:$one;
             llm_intercept_errors on;
-            error_page 503 \@page;
+            error_page 503 = \@other;
         }
-        location \@page { return 503 "page"; }
+        location \@other { llm_pass unix:$two; }
 EOT
 
 # Headers alone, or with the question whether to send the body: all that comes back, within a tenth
@@ -72,8 +72,14 @@ for my $state (sort keys %refusals) {
         unlike($said, qr/ 100 Continue/, "$name: nothing asks for the body");
         like($said, qr/^Connection: close\r$/m, "$name: nobody waits for it") if $expect;
     }
-    my $said = headers_only('/page/v1/completions', "Expect: 100-continue\r\n");
-    like($said, qr{\AHTTP/1.1 503 .*\r\n\r\npage\z}s, "$state: an error_page");
+    my $c = $nginx->client;
+    $c->write("POST /fallback/v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            . "Content-Length: 14\r\nExpect: 100-continue\r\n\r\n");
+    1 while $c->{in} !~ /\r\n\r\n/ && $c->fill;
+    like($c->{in}, qr{\AHTTP/1.1 100 }, "$state: an error_page's engine wants the body");
+    $c->{in} = '';
+    $c->write('{"prompt":"x"}');
+    is($c->response->status, 200, "$state: and answers");
 
     my $h2 = LLM::HTTP2->new(port => $nginx->{ports}{2});
     my $id = $h2->request('POST', '/v1/completions', body => '{', end => 0);
