@@ -152,9 +152,9 @@ fail:
     return rc;
 }
 
-/* Bytes of the pool: what was asked for, or what suits the machine; `one` is what a sequence of full
- * length takes. With the host tier it must fit into what this process can still use; for the pool
- * alone the backend sees to that, which knows what else it needs. */
+/* Bytes of the pool: what was asked for, or what suits the machine; `one` is what a sequence of
+ * full length takes. With the host tier it must fit into what this process can still use; for the
+ * pool alone the backend sees to that, which knows what else it needs. */
 static int choose_latent_bytes(const struct llm_settings *settings, uint64_t one, uint64_t *bytes,
                                struct llm_error *err)
 {

@@ -413,8 +413,13 @@ static void answer_alone(void)
 
     for (uint32_t i = 0; i < N_PROMPTS; i++) {
         for (uint32_t nth = 0; nth < MAX_CHOICES; nth++) {
-            struct llm_sched *sched = open_sched(&settings[0], true, 0, 0);
+            struct llm_sched *sched;
 
+            if (nth > 0 && prompts[i].temperature == 0) { /* chance has no part in it */
+                prompts[i].alone[nth] = prompts[i].alone[0];
+                continue;
+            }
+            sched = open_sched(&settings[0], true, 0, 0);
             make_job(&job, &prompts[i], nth, 1);
             name_pages(&job, LLM_SCOPE_OFF);
             run_jobs(sched, &job, 1);
@@ -430,7 +435,7 @@ static uint32_t n_mixes(void)
     const char *sanitize = getenv("LLM_SANITIZE");
 
     return getenv("LLM_LONG") != NULL                   ? 2000
-           : sanitize != NULL && sanitize[0] != '\0' ? 6 /* it computes ten times slower */
+           : sanitize != NULL && sanitize[0] != '\0' ? 4 /* it computes ten times slower */
                                                         : 50;
 }
 
@@ -463,8 +468,10 @@ int main(void)
     make_prompts();
 
     test_mixes("bf16", LLM_LATENT_BF16, n - 2 * (n / 5));
-    test_mixes("f32", LLM_LATENT_F32, n / 5);
-    test_mixes("fp8", LLM_LATENT_FP8, n / 5);
+    if (n >= 50) {
+        test_mixes("f32", LLM_LATENT_F32, n / 5);
+        test_mixes("fp8", LLM_LATENT_FP8, n / 5);
+    }
 
     diag("%llu answers, %llu tokens found in memory, %llu in the host tier, %llu turns of "
          "preempted sequences, %llu cancelled", (unsigned long long) seen.answers,

@@ -123,7 +123,8 @@ static void test_choices(void)
            "a choice each time");
 }
 
-static struct answer *find(const uint32_t *ids, uint32_t n, uint8_t tenant, enum llm_ipc_scope scope)
+static struct answer *find(const uint32_t *ids, uint32_t n, uint8_t tenant,
+                           enum llm_ipc_scope scope)
 {
     struct submit s;
     struct answer *a;
