@@ -254,7 +254,7 @@ struct ngx_http_llm_ctx_s {
     ngx_http_event_handler_pt    read_body;  /* the core's handler */
     u_char                      *flattened;  /* body, while it is parsed */
     ngx_http_llm_params_t        params;
-    uint32_t                     weight;     /* of the tenant; 0: not known */
+    uint32_t                     weight;     /* of the tenant */
 
     /* engine */
     ngx_http_llm_engine_t       *engine;     /* from SUBMIT to FINISHED */
@@ -311,6 +311,9 @@ ngx_int_t ngx_http_llm_create_ctx(ngx_http_request_t *r,
 ngx_http_llm_ctx_t *ngx_http_llm_get_ctx(ngx_http_request_t *r);
 ngx_uint_t ngx_http_llm_names_health(ngx_str_t *location);
 
+/* of llm_weight; 0: it is none */
+uint32_t ngx_http_llm_parse_weight(ngx_str_t *value);
+
 
 /* ngx_http_llm_body.c */
 
@@ -345,9 +348,6 @@ void ngx_http_llm_fail(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error);
 extern ngx_http_llm_error_t  ngx_http_llm_too_large;
 
 void ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx);
-
-/* 0: it is none */
-uint32_t ngx_http_llm_parse_weight(ngx_str_t *value);
 
 /*
  * Records of the engine are noted; then ngx_http_llm_process() acts once for

@@ -34,7 +34,6 @@ static ngx_msec_int_t ngx_http_llm_left(ngx_msec_t from, ngx_msec_t period);
 static ngx_msec_int_t ngx_http_llm_drain_left(ngx_http_llm_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_llm_room_left(ngx_http_llm_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_llm_keep_alive_left(ngx_http_llm_ctx_t *ctx);
-static ngx_int_t ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_engine_t *engine);
 static ngx_int_t ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx,
@@ -504,11 +503,6 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
-    if (ctx->weight == 0 && ngx_http_llm_set_weight(ctx) != NGX_OK) {
-        ngx_http_llm_finalize(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR);
-        return;
-    }
-
     do {
         health = ngx_http_llm_model_health(model, &engine);
 
@@ -560,59 +554,6 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
 
     ctx->waits_for_room = 0;
     ngx_http_llm_arm(ctx);
-}
-
-
-/* a request is worth its answer also where a map names no good weight */
-
-static ngx_int_t
-ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx)
-{
-    ngx_str_t                 value;
-    ngx_http_request_t       *r;
-    ngx_http_llm_loc_conf_t  *llcf;
-
-    r = ctx->request;
-
-    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
-
-    ctx->weight = 1;
-
-    if (llcf->weight == NULL) {
-        return NGX_OK;
-    }
-
-    if (ngx_http_complex_value(r, llcf->weight, &value) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    if (value.len == 0) {
-        return NGX_OK;
-    }
-
-    ctx->weight = ngx_http_llm_parse_weight(&value);
-
-    if (ctx->weight == 0) {
-        ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
-                      "the value \"%V\" of \"llm_weight\" is no integer from "
-                      "1 to %d, 1 is used instead",
-                      &value, LLM_IPC_MAX_WEIGHT);
-
-        ctx->weight = 1;
-    }
-
-    return NGX_OK;
-}
-
-
-uint32_t
-ngx_http_llm_parse_weight(ngx_str_t *value)
-{
-    ngx_int_t  n;
-
-    n = ngx_atoi(value->data, value->len);
-
-    return (n < 1 || n > LLM_IPC_MAX_WEIGHT) ? 0 : n;
 }
 
 

@@ -11,6 +11,7 @@ static void ngx_http_llm_free_ctx(void *data);
 static const ngx_http_llm_route_t *ngx_http_llm_find_route(
     ngx_http_request_t *r, ngx_str_t *rest);
 static ngx_int_t ngx_http_llm_set_tenant(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx);
 
 
 static const ngx_http_llm_route_t  ngx_http_llm_routes[] = {
@@ -95,6 +96,10 @@ ngx_http_llm_handler(ngx_http_request_t *r)
         if (rc != NGX_OK) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
+    }
+
+    if (route->kind && ngx_http_llm_set_weight(ctx) != NGX_OK) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
     return route->handler(ctx);
@@ -298,4 +303,57 @@ ngx_http_llm_set_tenant(ngx_http_llm_ctx_t *ctx)
     ctx->account.tenant = tenant;
 
     return NGX_OK;
+}
+
+
+/* a request is worth its answer also where a map names no good weight */
+
+static ngx_int_t
+ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_str_t                 value;
+    ngx_http_request_t       *r;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    r = ctx->request;
+
+    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
+
+    ctx->weight = 1;
+
+    if (llcf->weight == NULL) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_complex_value(r, llcf->weight, &value) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    if (value.len == 0) {
+        return NGX_OK;
+    }
+
+    ctx->weight = ngx_http_llm_parse_weight(&value);
+
+    if (ctx->weight == 0) {
+        ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
+                      "the value \"%V\" of \"llm_weight\" is no integer from "
+                      "1 to %d, 1 is used instead",
+                      &value, LLM_IPC_MAX_WEIGHT);
+
+        ctx->weight = 1;
+    }
+
+    return NGX_OK;
+}
+
+
+uint32_t
+ngx_http_llm_parse_weight(ngx_str_t *value)
+{
+    ngx_int_t  n;
+
+    n = ngx_atoi(value->data, value->len);
+
+    return (n < 1 || n > LLM_IPC_MAX_WEIGHT) ? 0 : n;
 }
