@@ -8,7 +8,7 @@ use warnings;
 
 use lib 't/lib';
 use File::Copy qw(copy);
-use JSON::PP qw(decode_json);
+use JSON::PP qw(decode_json encode_json);
 use LLM::Process qw(slurp wait_until);
 use LLM::Test;
 
@@ -51,6 +51,24 @@ is($code, 2, 'a list that is none');
 like($text, qr/--batch wants up to/, 'is refused by name');
 ($code) = bench();
 is($code, 2, 'no model');
+
+# weights made up for a config.json alone, latents of every type
+my $dummy = $t->dir . '/dummy';
+my $config = decode_json(slurp('t/data/v2-lite-4/config.json'));
+@$config{qw(hidden_size intermediate_size moe_intermediate_size vocab_size)} = (128, 256, 32, 512);
+@$config{qw(bos_token_id eos_token_id)} = (0, 1);
+mkdir $dummy or die "$dummy: $!";
+open(my $f, '>', "$dummy/config.json") or die "$dummy: $!";
+print $f encode_json($config);
+close $f;
+for my $type (qw(f32 bf16 fp8)) {
+    ($code, $text) = bench('--model', $dummy, qw(--load-format dummy), '--latent-dtype', $type,
+        @small);
+    is($code, 0, "made-up weights, latents in $type") or diag($text);
+}
+($code, $text) = bench('--model', $dummy, @small);
+is($code, 1, 'a model without weights is none otherwise');
+like($text, qr/neither model\.safetensors nor/, 'for the lack of a file');
 
 my $model = $t->dir . '/model';
 mkdir $model or die "$model: $!";
