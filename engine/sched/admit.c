@@ -158,10 +158,10 @@ static void enter_running(struct llm_sched *s, struct llm_sequence *q, bool firs
 /* LLM_EAGAIN when the pages are not to be had; else LLM_OK, or why it cannot run. */
 static int start(struct llm_sched *s, struct llm_sequence *q)
 {
-    bool first = q->tokens == NULL;
+    bool first = q->n_found == UINT32_MAX;
     int rc;
 
-    if (first && !make_arrays(s, q)) {
+    if (q->tokens == NULL && !make_arrays(s, q)) {
         return LLM_ENOMEM;
     }
     q->n_known = q->n_prompt + q->sampled;
@@ -202,7 +202,7 @@ static bool make_room_for(struct llm_sched *s, const struct llm_sequence *q)
 
 void llm_sched_admit(struct llm_sched *s)
 {
-    uint64_t now = s->n_waiting > 0 ? llm_sched_now(s) : 0, then;
+    uint64_t now = s->n_waiting > 0 ? llm_sched_now(s) : 0, began;
     struct llm_sequence *q;
 
     while (s->n_started < s->options.max_seqs && (q = next(s)) != NULL) {
@@ -228,8 +228,8 @@ void llm_sched_admit(struct llm_sched *s)
             continue;
         }
         s->n_started++;
-        then = now;
+        began = now;
         now = llm_sched_now(s);
-        llm_fair_charge(t, (double) (now - then)); /* what was cached costs as much */
+        llm_fair_charge(t, (double) (now - began)); /* what was found costs as much */
     }
 }

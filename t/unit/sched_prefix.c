@@ -151,6 +151,29 @@ static void test_together(void)
     end_together(j);
 }
 
+/* There is room for all of them in one step. */
+static void test_same_step(void)
+{
+    struct job *j[3];
+
+    open_sched(64, 1024, 8);
+    for (int i = 0; i < 3; i++) {
+        j[i] = i == 0 ? new_job(1, 2 * PAGE + 20, 5) : like(j[0], 2 * PAGE, 2 * PAGE + 20, 5);
+        share(j[i], 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &j[i]->request);
+    }
+    turn();
+    is_int(fake.rows_read, 2 * PAGE + 20, "what one step computes is not read in the same step");
+    run();
+    ok(as_expected(j[0]) && as_expected(j[1]) && as_expected(j[2]), "but in the next");
+    is_int(fake.rows_read, 2 * PAGE + 3 * 20, "and computed once");
+    is_idle("after that");
+    close_sched();
+    for (int i = 0; i < 3; i++) {
+        free_job(j[i]);
+    }
+}
+
 static void test_writer_cancelled(void)
 {
     for (int stage = 0; stage < 10; stage++) {
@@ -175,6 +198,7 @@ static void test_writer_cancelled(void)
 static void test_writer_paused(void)
 {
     struct job *j[N_TOGETHER];
+    uint32_t position;
     bool right = true;
 
     begin_together(j, 200);
@@ -182,13 +206,14 @@ static void test_writer_paused(void)
         turn();
     }
     llm_sched_pause(sched, &j[0]->request, true);
+    position = j[0]->sequences[0].position;
     run();
     for (int i = 1; i < N_TOGETHER; i++) {
         right = as_expected(j[i]) && right;
     }
     ok(right, "the one that computes it stands still: another goes on");
     ok(fake.rows_read <= COMMON + PAGE + N_TOGETHER * 50, "and computes at most a page again");
-    ok(!j[0]->n_out[0] && !j[0]->retired, "while the first one waits");
+    ok(j[0]->sequences[0].position == position && !j[0]->retired, "while the first one waits");
     llm_sched_pause(sched, &j[0]->request, false);
     run();
     ok(as_expected(j[0]), "and goes on behind what is there now");
@@ -313,6 +338,70 @@ static void test_non_finite(void)
     free_job(healed);
 }
 
+/* What a sequence has computed before it had to give way is still its own. */
+static void test_non_finite_again(void)
+{
+    struct job *bad, *other, *light, *healed;
+
+    open_sched(64, 64, 2);
+    other = new_job(1, 20, 200);
+    bad = new_job(1, 400, 10);
+    bad->prompts[0][10] = FAKE_POISON;
+    light = new_job(1, 20, 5);
+    share(other, 1, LLM_SCOPE_TENANT);
+    share(bad, 1, LLM_SCOPE_TENANT);
+    share(light, 2, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &other->request);
+    llm_sched_submit(sched, &bad->request);
+    turn();
+    turn();
+    turn();
+    run_job(light);
+    ok(as_expected(light) && bad->sequences[0].state != LLM_SEQUENCE_RUNNING && !bad->retired,
+       "one gives way while its prompt is read");
+    run();
+    ok(bad->request.outcome == LLM_OUTCOME_NON_FINITE, "comes back, and its logits are not finite");
+
+    fake.healed = true;
+    healed = like(bad, 400, 400, 10);
+    share(healed, 1, LLM_SCOPE_TENANT);
+    run_job(healed);
+    is_int(healed->request.cached_tokens, 0, "nothing of it is found again");
+    close_sched();
+    free_job(bad);
+    free_job(other);
+    free_job(light);
+    free_job(healed);
+}
+
+/* A prefix is found, but the rest has no room yet. */
+static void test_found_late(void)
+{
+    struct job *first, *big, *late;
+
+    open_sched(10, 512, 8);
+    first = new_job(1, 4 * PAGE, 1);
+    share(first, 1, LLM_SCOPE_TENANT);
+    run_job(first);
+    big = new_job(1, 5 * PAGE, 30);
+    big->request.n_stop_ids = 0;
+    llm_sched_submit(sched, &big->request);
+    turn();
+    late = like(first, 4 * PAGE, 6 * PAGE + 10, 5);
+    share(late, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &late->request);
+    turn();
+    ok(!late->started, "one that finds its prefix waits for pages");
+    run();
+    ok(as_expected(late) && as_expected(big), "and gets them");
+    is_int(late->request.cached_tokens, 4 * PAGE, "the prefix counts when it starts");
+    is_idle("after that");
+    close_sched();
+    free_job(first);
+    free_job(big);
+    free_job(late);
+}
+
 static void test_host_tier(void)
 {
     struct job *j[3], *again;
@@ -349,6 +438,7 @@ int main(void)
     chat("one form", false, 219 / PAGE * PAGE);
     chat("two forms, deterministic", true, 0);
     test_together();
+    test_same_step();
     test_writer_cancelled();
     test_writer_paused();
     test_no_inversion();
@@ -358,6 +448,8 @@ int main(void)
     test_choices(10, LLM_SCOPE_TENANT);
     test_first_choice_ends();
     test_non_finite();
+    test_non_finite_again();
+    test_found_late();
     test_host_tier();
     return done_testing();
 }

@@ -171,6 +171,7 @@ static void test_whole_pool(void)
 static void test_paused(void)
 {
     struct job *old, *slow, *fresh;
+    bool gave_way = false;
 
     open_sched(10, 64, 8);
     slow = tenant_job(1, 100, 500);
@@ -179,8 +180,10 @@ static void test_paused(void)
         turn();
     }
     llm_sched_pause(sched, &slow->request, true);
-    run();
-    ok(as_expected(old), "one that stands still gives way, though it is older");
+    while (turn()) {
+        gave_way = gave_way || waits_again(old);
+    }
+    ok(as_expected(old) && !gave_way, "one that stands still gives way, though it is older");
     ok(waits_again(slow), "and does not come back before it goes on");
     llm_sched_pause(sched, &slow->request, false);
     turn();
@@ -200,7 +203,29 @@ static void test_paused(void)
     free_job(fresh);
 }
 
-/* The same for slots. */
+/* The only one that goes on has most, so it gives way itself: then it takes from who stands still. */
+static void test_alone(void)
+{
+    struct job *slow, *only;
+
+    open_sched(10, 512, 8);
+    slow = tenant_job(1, 3 * PAGE + 10, 100);
+    turn();
+    turn();
+    llm_sched_pause(sched, &slow->request, true);
+    only = tenant_job(2, 5 * PAGE + 10, 120);
+    run();
+    ok(as_expected(only) && fake.resumed > 0, "one that has to give way to itself goes on at once");
+    llm_sched_pause(sched, &slow->request, false);
+    run();
+    ok(as_expected(slow), "and so does the other one later");
+    is_idle("after that");
+    close_sched();
+    free_job(slow);
+    free_job(only);
+}
+
+/* Slots of those that stand still. */
 static void test_paused_slots(void)
 {
     struct job *slow[2], *fresh;
@@ -208,7 +233,6 @@ static void test_paused_slots(void)
     open_sched(100, 64, 2);
     for (int i = 0; i < 2; i++) {
         slow[i] = tenant_job(1, 100, 100);
-        llm_sched_pause(sched, &slow[i]->request, false);
     }
     turn();
     turn();
@@ -266,6 +290,7 @@ int main(void)
     test_take_no_more();
     test_whole_pool();
     test_paused();
+    test_alone();
     test_paused_slots();
     test_cancel();
     return done_testing();
