@@ -51,6 +51,14 @@ static const struct llm_ipc_tenant *tenant_at(const struct llm_ipc_session *s, u
     return (const struct llm_ipc_tenant *) ((const uint8_t *) s->state + offset) + i;
 }
 
+/* The version is read again after the last of these words. */
+static void load(uint64_t *to, const uint64_t *from, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        to[i] = __atomic_load_n(&from[i], __ATOMIC_ACQUIRE);
+    }
+}
+
 bool llm_ipc_state_tenant(const struct llm_ipc_session *s, uint32_t i, struct llm_ipc_tenant *out)
 {
     const struct llm_ipc_tenant *entry = tenant_at(s, i);
@@ -61,11 +69,9 @@ bool llm_ipc_state_tenant(const struct llm_ipc_session *s, uint32_t i, struct ll
         if (version == 0) {
             return false;
         }
-        memcpy(out->tenant, entry->tenant, sizeof(out->tenant));
-        for (unsigned k = 0; k < LLM_IPC_TENANT_COUNTS; k++) {
-            out->counters[k] = __atomic_load_n(&entry->counters[k], __ATOMIC_RELAXED);
-        }
-        atomic_thread_fence(memory_order_acquire);
+        load((uint64_t *) (void *) out->tenant, (const uint64_t *) (const void *) entry->tenant,
+             sizeof(out->tenant) / sizeof(uint64_t));
+        load(out->counters, entry->counters, LLM_IPC_TENANT_COUNTS);
         if (version % 2 == 0 && __atomic_load_n(&entry->version, __ATOMIC_RELAXED) == version) {
             out->version = version;
             out->reserved = 0;

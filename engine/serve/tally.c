@@ -40,10 +40,11 @@ static bool is_sum(int i)
     return i < LLM_IPC_COUNT_CACHED_BYTES || i >= LLM_IPC_COUNT_CACHED_BYTES + LLM_IPC_TIERS;
 }
 
-static void store(uint64_t words[N], const uint64_t values[N])
+/* Whoever reads one of these words sees what was stored before it, a new version above all. */
+static void store(uint64_t *words, const uint64_t *values, size_t n)
 {
-    for (int i = 0; i < N; i++) {
-        __atomic_store_n(&words[i], values[i], __ATOMIC_RELAXED);
+    for (size_t i = 0; i < n; i++) {
+        __atomic_store_n(&words[i], values[i], __ATOMIC_RELEASE);
     }
 }
 
@@ -59,11 +60,12 @@ static void hand_over(struct llm_ipc_tenant *entry, const uint8_t owner[32])
 {
     static const uint64_t zero[N];
     uint32_t version = entry->version;
+    uint64_t words[4];
 
+    memcpy(words, owner, sizeof(words));
     __atomic_store_n(&entry->version, version + 1, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
-    memcpy(entry->tenant, owner, sizeof(entry->tenant));
-    store(entry->counters, zero);
+    store((uint64_t *) (void *) entry->tenant, words, 4);
+    store(entry->counters, zero, N);
     __atomic_store_n(&entry->version, version + 2, __ATOMIC_RELEASE);
 }
 
@@ -166,7 +168,7 @@ static void change(struct llm_tally *t, struct llm_tally_tenant *o, const uint64
         o->told[i] = told;
         o->counts[i] = counts[i];
     }
-    store(entry_at(t, o->entry)->counters, o->told);
+    store(entry_at(t, o->entry)->counters, o->told, N);
 }
 
 static void on_tenant(void *ctx, const uint8_t owner[32], const struct llm_cache_counts *c)
@@ -192,7 +194,7 @@ static void forget(struct llm_tally *t, struct llm_tally_tenant *o)
         }
     }
     memset(o->counts, 0, sizeof(o->counts));
-    store(entry_at(t, o->entry)->counters, o->told);
+    store(entry_at(t, o->entry)->counters, o->told, N);
 }
 
 static void sweep(struct llm_tally *t)
@@ -236,8 +238,8 @@ void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t
     for (int i = 0; i < N; i++) {
         others[i] = counts[i] - t->named[i];
     }
-    store(entry_at(t, 0)->counters, others);
-    store(t->state->counters, counts);
+    store(entry_at(t, 0)->counters, others, N);
+    store(t->state->counters, counts, N);
 }
 
 void llm_tally_free(struct llm_tally *t)

@@ -490,9 +490,9 @@ static void test_refused(pid_t pid)
     const uint32_t n_answers = LLM_IPC_DEFAULT_E_ARENA / sizeof(struct llm_ipc_finished);
     const uint32_t n_large = 200;
     struct worker *w = worker_open(engine_socket);
-    uint64_t end = llm_now_ns() + w->patience_ns;
     struct llm_ipc_record r;
     uint32_t n = 0;
+    uint64_t end;
     long kb;
 
     for (uint32_t i = 0; i < n_answers; i++) {
@@ -508,6 +508,7 @@ static void test_refused(pid_t pid)
     ok(kb < 32 << 10, "%u refused prompts of 1 MB: %ld kB more", n_large, kb);
 #endif
 
+    end = llm_now_ns() + w->patience_ns;
     while (n < n_answers + n_large && llm_now_ns() < end) {
         if (llm_ipc_recv(&w->ipc, &r, &w->buffer) == LLM_IPC_DONE) {
             n += r.type == LLM_IPC_FINISHED;
