@@ -35,6 +35,12 @@ static void raise_floor(struct llm_fair *f)
     f->floor = least > f->floor ? least : f->floor;
 }
 
+/* What a tenant's counter is lifted to when it comes. */
+static double least_of(const struct llm_fair *f, const struct llm_tenant *t)
+{
+    return f->floor - f->allowance / t->weight;
+}
+
 /* A resting tenant holds itself. */
 static void rest(struct llm_fair *f, struct llm_tenant *t)
 {
@@ -55,7 +61,8 @@ static void wake(struct llm_fair *f, struct llm_tenant *t)
 static void forget_old(struct llm_fair *f)
 {
     while (f->resting.n > LLM_FAIR_RESTING ||
-           (f->resting.n > 0 && f->resting.oldest->counter <= f->floor)) {
+           (f->resting.n > 0 &&
+            f->resting.oldest->counter <= least_of(f, f->resting.oldest))) {
         wake(f, f->resting.oldest);
     }
 }
@@ -63,8 +70,8 @@ static void forget_old(struct llm_fair *f)
 static void activate(struct llm_fair *f, struct llm_tenant *t)
 {
     raise_floor(f);
-    if (t->counter < f->floor) {
-        t->counter = f->floor;
+    if (t->counter < least_of(f, t)) {
+        t->counter = least_of(f, t);
     }
     append(&f->active, t);
 }
@@ -79,15 +86,14 @@ struct llm_tenant *llm_fair_enter(struct llm_fair *f, const uint8_t digest[32], 
     if (t->resting) {
         wake(f, t);
     }
+    if (t->requests > 0) {
+        f->weights -= t->weight;
+    }
+    t->weight = weight > 0 ? weight : 1;
+    f->weights += t->weight;
     if (t->requests++ == 0) {
-        t->weight = 0;
         activate(f, t);
     }
-
-    weight = weight > 0 ? weight : 1;
-    f->weights += weight;
-    f->weights -= t->weight;
-    t->weight = weight;
     return t;
 }
 
@@ -100,7 +106,7 @@ void llm_fair_leave(struct llm_fair *f, struct llm_tenant *t)
         if (f->active.n == 0) {
             f->floor = t->counter > f->floor ? t->counter : f->floor;
         }
-        if (t->counter > f->floor) {
+        if (t->counter > least_of(f, t)) {
             rest(f, t);
         }
         forget_old(f);

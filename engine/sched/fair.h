@@ -2,8 +2,10 @@
  * 2024), in nanoseconds of predicted step time divided by the tenant's weight.
  *
  * The tenant with the smallest counter is served first. One that becomes active is lifted to the
- * smallest counter of the active ones, so that nobody saves up service by being away. One that
- * goes away with more than that rests with its counter, so that nobody gets rid of it either. */
+ * smallest counter of the active ones, less a small allowance, so that who asks seldom is answered
+ * soon and yet nobody saves up service by being away: in any span of time a tenant has its share
+ * and the allowance at most. One that goes away with more than that rests with its counter, so that
+ * nobody gets rid of it either. */
 
 #ifndef LLM_SCHED_FAIR_H
 #define LLM_SCHED_FAIR_H
@@ -17,7 +19,8 @@ struct llm_fair_list {
     uint32_t n;
 };
 
-struct llm_fair { /* zero-initialised is empty */
+struct llm_fair { /* zero-initialised is empty, with no allowance */
+    double allowance; /* ns of step time */
     struct llm_tenants tenants;
     struct llm_fair_list active, resting;
     uint64_t weights; /* of the active */

@@ -6,6 +6,9 @@
 #include <math.h>
 #include <stdlib.h>
 
+/* Steps of the longest kind that a tenant which has been away may be ahead of others. */
+#define ALLOWANCE_STEPS 4
+
 static uint64_t monotonic(void *ctx)
 {
     (void) ctx;
@@ -42,6 +45,7 @@ int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend
     s->options.now = options->now != NULL ? options->now : monotonic;
     s->sink = *sink;
     s->one_form = info->one_form || !options->deterministic;
+    s->fair.allowance = ALLOWANCE_STEPS * (double) options->max_step_ns;
     llm_cost_init(&s->prefill_cost);
     llm_cost_init(&s->decode_cost);
 
@@ -428,6 +432,21 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
     return LLM_OK;
 }
 
+/* Pages are copied down into the host tier ahead of time: when there is nothing else to do, and
+ * for a small part of the time that steps take. */
+#define SAVES_AT_ONCE 16
+#define SAVE_PART 50
+#define COPY_BYTES_PER_NS 2 /* a cautious guess */
+
+static void save_pages(struct llm_sched *s, uint64_t step_ns)
+{
+    uint64_t copy_ns = s->ops->info(s->backend)->layout.page_bytes / COPY_BYTES_PER_NS + 1;
+    uint64_t n = (s->save_ns + step_ns / SAVE_PART) / copy_ns;
+
+    s->save_ns = (s->save_ns + step_ns / SAVE_PART) % copy_ns;
+    llm_cache_save(s->cache, n < SAVES_AT_ONCE ? (uint32_t) n : SAVES_AT_ONCE);
+}
+
 int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
 {
     uint64_t freed;
@@ -439,7 +458,11 @@ int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
         llm_sched_admit(s);
         rc = submit_steps(s, err);
     } while (rc == LLM_OK && s->n_in_flight == 0 && s->n_freed != freed);
-    return rc == LLM_OK && s->n_in_flight == 0 ? LLM_EAGAIN : rc;
+    if (rc == LLM_OK && s->n_in_flight == 0) {
+        llm_cache_save(s->cache, SAVES_AT_ONCE);
+        return LLM_EAGAIN;
+    }
+    return rc;
 }
 
 int llm_sched_finish(struct llm_sched *s, struct llm_error *err)
@@ -452,7 +475,9 @@ int llm_sched_finish(struct llm_sched *s, struct llm_error *err)
         return rc;
     }
     measure(s, b, result.ns);
-    return deliver_step(s, b, &result, err);
+    rc = deliver_step(s, b, &result, err);
+    save_pages(s, result.ns);
+    return rc;
 }
 
 int llm_sched_turn(struct llm_sched *s, struct llm_error *err)

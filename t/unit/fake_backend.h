@@ -81,7 +81,7 @@ struct llm_backend {
     struct llm_backend_options options;
     struct llm_backend_info info;
     struct fake_row *rows; /* [n_pages * LLM_PAGE_TOKENS] */
-    uint64_t *moving;      /* [n_pages]: the last move of each */
+    uint64_t *moving_in, *moving_out; /* [n_pages]: the last move of each */
     struct fake_seq seqs[FAKE_MAX_SEQS];
     uint64_t serials;
     struct fake_step steps[2];
@@ -132,8 +132,9 @@ static int fake_load(const struct llm_model *model, const struct llm_backend_opt
     b->info.layout.n_planes = 1;
     b->info.layout.page_bytes = LLM_PAGE_TOKENS * sizeof(*b->rows);
     b->rows = calloc((size_t) fake.n_pages * LLM_PAGE_TOKENS, sizeof(*b->rows));
-    b->moving = calloc(fake.n_pages, sizeof(*b->moving));
-    fake_must(b->rows != NULL && b->moving != NULL);
+    b->moving_in = calloc(fake.n_pages, sizeof(*b->moving_in));
+    b->moving_out = calloc(fake.n_pages, sizeof(*b->moving_out));
+    fake_must(b->rows != NULL && b->moving_in != NULL && b->moving_out != NULL);
     *out = b;
     return LLM_OK;
 }
@@ -151,7 +152,8 @@ static void fake_free(struct llm_backend *b)
         fake_clear_seq(&b->seqs[i]);
     }
     free(b->rows);
-    free(b->moving);
+    free(b->moving_in);
+    free(b->moving_out);
     free(b);
 }
 
@@ -244,7 +246,7 @@ static int fake_move(struct llm_backend *b, struct fake_move move, uint32_t firs
     fake_must(b->moves_asked - b->moves_made < FAKE_MAX_MOVES);
     *fence = ++b->moves_asked;
     b->moves[*fence % FAKE_MAX_MOVES] = move;
-    b->moving[move.page] = *fence;
+    (move.out != NULL ? b->moving_out : b->moving_in)[move.page] = *fence;
     return LLM_OK;
 }
 
@@ -277,7 +279,9 @@ static int fake_page_copy(struct llm_backend *b, uint32_t from, uint32_t to, uin
 {
     fake_must(from != to && n_rows <= LLM_PAGE_TOKENS);
     fake.page_copies++;
-    fake_move_until(b, b->moving[from] > b->moving[to] ? b->moving[from] : b->moving[to]);
+    fake_move_until(b, b->moving_in[from]);
+    fake_move_until(b, b->moving_in[to]);
+    fake_move_until(b, b->moving_out[to]);
     memcpy(fake_page(b, to), fake_page(b, from), n_rows * sizeof(*b->rows));
     return LLM_OK;
 }
@@ -358,7 +362,8 @@ static void fake_sample(struct llm_backend *b, const struct llm_step_seq *q, uin
     }
 }
 
-static void fake_check_part(const struct llm_backend *b, const struct llm_step *step, uint32_t i)
+static void fake_check_part(const struct llm_backend *b, const struct llm_step *step, uint32_t i,
+                            bool writes)
 {
     const struct llm_step_seq *q = &step->seqs[i];
 
@@ -367,8 +372,11 @@ static void fake_check_part(const struct llm_backend *b, const struct llm_step *
     for (uint32_t j = 0; j < i; j++) {
         fake_must(step->seqs[j].slot != q->slot);
     }
-    for (uint32_t p = 0; p < q->position + q->n_rows; p += LLM_PAGE_TOKENS) {
-        fake_must(b->moving[q->pages[p / LLM_PAGE_TOKENS]] <= step->fence);
+    for (uint32_t k = 0; k * LLM_PAGE_TOKENS < q->position + q->n_rows; k++) {
+        bool written = writes && (k + 1) * LLM_PAGE_TOKENS > q->position;
+
+        fake_must(b->moving_in[q->pages[k]] <= step->fence);
+        fake_must(!written || b->moving_out[q->pages[k]] <= step->fence);
     }
 }
 
@@ -423,7 +431,7 @@ static int fake_submit(struct llm_backend *b, const struct llm_step *step, uint6
         const struct llm_step_seq *q = &step->seqs[i];
         uint64_t n = q->n_rows;
 
-        fake_check_part(b, step, i);
+        fake_check_part(b, step, i, (step->flags[row] & LLM_ROW_NO_WRITE) == 0);
         fake_run_rows(b, q, step->tokens + row, step->flags + row);
         s->slots[i] = q->slot;
         s->reads_prompt |= fake_reads(b, q, step->tokens[row]);

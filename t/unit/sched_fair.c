@@ -74,7 +74,7 @@ static void test_weights(const char *what, int n, const uint32_t *weights, uint3
 }
 
 /* Time to the first token of one that comes while another's requests fill everything. */
-static uint64_t first_token_beside(int n_others, uint32_t max_tokens)
+static uint64_t first_token_beside(int n_others, uint32_t n_prompt)
 {
     static struct job *others[200];
     struct job *light;
@@ -84,13 +84,13 @@ static uint64_t first_token_beside(int n_others, uint32_t max_tokens)
         .max_batch_tokens = 512, .max_seqs = 16, .max_step_ns = 20 * LLM_NS_PER_MS});
     set_costs();
     for (int i = 0; i < n_others; i++) {
-        others[i] = tenant_job(1, 1, 1000, max_tokens);
+        others[i] = tenant_job(1, 1, 1000, 100);
         llm_sched_submit(sched, &others[i]->request);
     }
     while (n_others > 0 && !others[n_others / 4]->started) {
         turn();
     }
-    light = tenant_job(2, 1, 1000, 5);
+    light = tenant_job(2, 1, n_prompt, 5);
     came = fake.now_ns;
     llm_sched_submit(sched, &light->request);
     while (light->n_out[0] == 0) {
@@ -111,11 +111,13 @@ static uint64_t first_token_beside(int n_others, uint32_t max_tokens)
 
 static void test_light(void)
 {
-    uint64_t alone = first_token_beside(0, 0), beside = first_token_beside(100, 100);
+    for (uint32_t n = 1000; n <= 3000; n += 1000) { /* four steps of 20 ms and more */
+        uint64_t alone = first_token_beside(0, n), beside = first_token_beside(100, n);
 
-    ok(beside <= alone * 3 / 2 + 20 * LLM_NS_PER_MS,
-       "a light tenant's first token beside a greedy one: %.1f ms, alone %.1f",
-       (double) beside / 1e6, (double) alone / 1e6);
+        ok(beside <= alone * 3 / 2 + 20 * LLM_NS_PER_MS,
+           "a light tenant's first token after %u beside a greedy one: %.1f ms, alone %.1f", n,
+           (double) beside / 1e6, (double) alone / 1e6);
+    }
 }
 
 static const uint8_t names[3][32] = {{1}, {2}, {3}};
@@ -150,6 +152,25 @@ static void test_counters(void)
     llm_fair_free(&f);
 }
 
+static void test_allowance(void)
+{
+    struct llm_fair f = {.allowance = 100};
+    struct llm_tenant *a = llm_fair_enter(&f, names[0], 1), *b;
+
+    llm_fair_charge(a, 1000);
+    b = llm_fair_enter(&f, names[1], 2);
+    ok(b->counter == 950, "who comes may be a little ahead");
+    llm_fair_charge(b, 80);
+    llm_fair_leave(&f, b);
+    b = llm_fair_enter(&f, names[1], 2);
+    ok(b->counter == 990, "but not twice in the same time");
+    llm_fair_charge(a, 1000);
+    llm_fair_leave(&f, b);
+    b = llm_fair_enter(&f, names[1], 2);
+    ok(b->counter == 1950, "only when the others have gone on");
+    llm_fair_free(&f);
+}
+
 static void test_resting_bound(void)
 {
     struct llm_fair f = {0};
@@ -167,13 +188,14 @@ static void test_resting_bound(void)
 }
 
 /* Pausing, or leaving and coming back, is no way to more. */
-static void test_no_reset(void)
+static void test_no_reset(uint64_t max_step_ns)
 {
     struct job *a[30], *b[30];
     double x = 0, y = 0;
     int next = 0;
 
-    open_with(400, false, (struct llm_sched_options){.max_batch_tokens = 256, .max_seqs = 4});
+    open_with(400, false, (struct llm_sched_options){
+        .max_batch_tokens = 256, .max_seqs = 4, .max_step_ns = max_step_ns});
     set_costs();
     for (int i = 0; i < 30; i++) {
         a[i] = tenant_job(1, 1, 400, 30);
@@ -262,6 +284,7 @@ int main(void)
     static const uint32_t even[8] = {1, 1, 1, 1, 1, 1, 1, 1}, steps[4] = {1, 2, 3, 4};
 
     test_counters();
+    test_allowance();
     test_resting_bound();
     test_weights("two tenants", 2, even, 300, 40);
     test_weights("eight tenants", 8, even, 300, 40);
@@ -269,7 +292,8 @@ int main(void)
     test_weights("eight tenants with long prompts", 8, even, 1500, 3);
     test_weights("four tenants by weight, long answers", 4, steps, 30, 150);
     test_light();
-    test_no_reset();
+    test_no_reset(0);
+    test_no_reset(20 * LLM_NS_PER_MS);
     test_slots();
     test_deadlines();
     return done_testing();

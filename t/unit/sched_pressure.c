@@ -203,19 +203,27 @@ static void test_paused(void)
     free_job(fresh);
 }
 
-/* The only one that goes on has most, so it gives way itself: then it takes from who stands still. */
+/* The only one that goes on has most and gives way itself: then it takes from who stands still. */
 static void test_alone(void)
 {
     struct job *slow, *only;
 
     open_sched(10, 512, 8);
-    slow = tenant_job(1, 3 * PAGE + 10, 100);
-    turn();
-    turn();
+    only = tenant_job(2, 5 * PAGE, 200); /* six pages, until they are full */
+    while (only->sequences[0].position < 6 * PAGE) {
+        turn();
+    }
+    llm_sched_pause(sched, &only->request, true);
+    slow = tenant_job(1, 3 * PAGE + 10, 100); /* the other four */
+    while (slow->n_out[0] < 10) {
+        turn();
+    }
     llm_sched_pause(sched, &slow->request, true);
-    only = tenant_job(2, 5 * PAGE + 10, 120);
     run();
-    ok(as_expected(only) && fake.resumed > 0, "one that has to give way to itself goes on at once");
+    llm_sched_pause(sched, &only->request, false);
+    run();
+    ok(as_expected(only) && waits_again(slow),
+       "one that has to give way to itself goes on at once");
     llm_sched_pause(sched, &slow->request, false);
     run();
     ok(as_expected(slow), "and so does the other one later");
