@@ -1,5 +1,5 @@
-/* Weights made up from a seed, for trying out speed and machinery on the true shape of a model whose
- * checkpoint is not there. */
+/* Weights made up from a seed, for trying out speed and machinery on the true shape of a model
+ * whose checkpoint is not there. */
 
 #ifndef LLM_MODEL_DUMMY_H
 #define LLM_MODEL_DUMMY_H
