@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #define NONE UINT32_MAX
+#define SAVE_LOOKS 256 /* pages that llm_cache_save looks at */
 
 /* An indexed page: in the pool, in the host tier, or in both. */
 struct entry {
@@ -40,7 +41,9 @@ struct llm_cache {
     struct llm_owners owners;
     struct llm_tier tiers[LLM_N_TIERS];
     struct llm_cache_counts counts; /* but bytes */
-    uint64_t fence;
+    uint64_t fence;     /* the last copy that a page which is used anew has to wait for */
+    uint64_t last_copy; /* the last one of all */
+    uint32_t cursor;    /* of llm_cache_save: a page */
 };
 
 /* --- making and freeing --- */
@@ -161,8 +164,8 @@ void llm_cache_free(struct llm_cache *c)
     if (c == NULL) {
         return;
     }
-    if (c->fence != 0) {
-        c->ops->fence_wait(c->backend, c->fence);
+    if (c->last_copy != 0) {
+        c->ops->fence_wait(c->backend, c->last_copy);
     }
     for (int i = 0; i < LLM_N_TIERS; i++) {
         llm_tier_free(&c->tiers[i]);
@@ -300,7 +303,19 @@ static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t,
     return llm_pool_take(&c->host.slots, 1, &slot) == LLM_OK ? slot : NONE;
 }
 
-static void copy_out(struct llm_cache *c, uint32_t e, uint64_t now)
+static void copy_out(struct llm_cache *c, uint32_t e, uint32_t slot)
+{
+    if (c->ops->page_out(c->backend, c->entries[e].page, 0, c->n_planes,
+                         llm_host_slot(&c->host, slot), &c->last_copy)
+        != LLM_OK) {
+        llm_pool_drop(&c->host.slots, &slot, 1);
+        return;
+    }
+    enter_host(c, e, slot);
+}
+
+/* Sees to it that an entry whose page is about to be used anew is in the host tier, if it can be. */
+static void bring_down(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
     struct entry *entry = &c->entries[e];
@@ -310,26 +325,20 @@ static void copy_out(struct llm_cache *c, uint32_t e, uint64_t now)
         /* there already; used there from now on */
         llm_tier_pull(tier, entry->tenant, e);
         llm_tier_put(tier, entry->tenant, e);
-        return;
+    } else {
+        slot = take_slot(c, entry->tenant, now);
+        if (slot != NONE) {
+            copy_out(c, e, slot);
+        }
     }
-    slot = take_slot(c, entry->tenant, now);
-    if (slot == NONE) {
-        return;
-    }
-    if (c->ops->page_out(c->backend, entry->page, 0, c->n_planes,
-                         llm_host_slot(&c->host, slot), &c->fence)
-        != LLM_OK) {
-        llm_pool_drop(&c->host.slots, &slot, 1);
-        return;
-    }
-    enter_host(c, e, slot);
+    c->fence = c->last_copy;
 }
 
 /* An idle page goes, down into the host tier if it can. */
 static void push_out_of_pool(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     count_evicted(c, e, LLM_TIER_MEMORY);
-    copy_out(c, e, now);
+    bring_down(c, e, now);
     leave_pool(c, e);
     settle(c, e);
 }
@@ -447,11 +456,12 @@ static bool bring_in(struct llm_cache *c, uint32_t e, uint64_t now)
         return false;
     }
     if (c->ops->page_in(c->backend, page, 0, c->n_planes, llm_host_slot(&c->host, entry->slot),
-                        &c->fence)
+                        &c->last_copy)
         != LLM_OK) {
         llm_pool_drop(&c->pool, &page, 1);
         return false;
     }
+    c->fence = c->last_copy;
     enter_pool(c, e, page);
     llm_pool_hold(&c->pool, page);
     return true;
@@ -599,6 +609,31 @@ void llm_cache_forget(struct llm_cache *c, uint32_t page)
 {
     if (llm_cache_indexed(c, page)) {
         unindex(c, c->pages[page].entry);
+    }
+}
+
+static bool may_be_saved(const struct llm_cache *c, uint32_t page)
+{
+    uint32_t e = c->pages[page].entry;
+    enum llm_cache_tier tier = LLM_TIER_HOST;
+
+    return e != LLM_NO_ENTRY && !c->pages[page].pending && c->entries[e].slot == NONE
+           && llm_part_of(&c->owners, c->entries[e].tenant, tier)->n_pages
+                  < c->most_of_tenant[tier];
+}
+
+void llm_cache_save(struct llm_cache *c, uint32_t n)
+{
+    uint32_t looks = c->pool.n_pages < SAVE_LOOKS ? c->pool.n_pages : SAVE_LOOKS, slot;
+
+    while (n > 0 && looks-- > 0 && c->host.slots.n_free > 0) {
+        uint32_t page = c->cursor;
+
+        c->cursor = (c->cursor + 1) % c->pool.n_pages;
+        if (may_be_saved(c, page) && llm_pool_take(&c->host.slots, 1, &slot) == LLM_OK) {
+            copy_out(c, c->pages[page].entry, slot);
+            n--;
+        }
     }
 }
 

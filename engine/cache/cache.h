@@ -100,7 +100,12 @@ void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer
 /* Takes a page out of the index: what it holds must not be found any more. Its users keep it. */
 void llm_cache_forget(struct llm_cache *c, uint32_t page);
 
-/* The last copy that was begun: of every step from now on. */
+/* Copies up to n complete pages ahead into free room of the host tier, so that nobody has to wait
+ * for it when they are pushed out. Looks at so many pages of the pool that it costs little, and goes
+ * on from there the next time. */
+void llm_cache_save(struct llm_cache *c, uint32_t n);
+
+/* Copies that every step from now on has to wait for; 0: none. */
 uint64_t llm_cache_fence(const struct llm_cache *c);
 
 /* 64-bit sums since the start, and what is there now. */

@@ -46,6 +46,7 @@ struct llm_sched {
 
     struct llm_cost prefill_cost, decode_cost; /* of steps with prompt rows, of those without */
     struct llm_rate prefill_rate, decode_rate;
+    uint64_t save_ns; /* of steps, not yet spent on copies */
 };
 
 static inline uint64_t llm_sched_now(const struct llm_sched *s)

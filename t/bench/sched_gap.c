@@ -51,8 +51,8 @@ int main(int argc, char **argv)
     median = bench_percentile(gaps, n_gaps, 50);
     largest = gaps[n_gaps - 1];
 
-    printf("%s, --max-step-ms %d, --max-batch-tokens 512\n", llm_backend_cpu.info(d.backend)->device,
-           STEP_MS);
+    printf("%s, --max-step-ms %d, --max-batch-tokens 512\n",
+           llm_backend_cpu.info(d.backend)->device, STEP_MS);
     printf("%-40s median %8.2f ms\n", "gaps of a stream alone", alone);
     printf("%-40s median %8.2f ms, p99 %.2f, largest %.2f (%u gaps)\n",
            "while prompts of 4,000 tokens arrive", median,

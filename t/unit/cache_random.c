@@ -66,6 +66,7 @@ static struct {
     uint64_t used_ns[N_TENANTS];
     uint32_t weights[N_TENANTS];
     uint64_t uses;
+    uint32_t cursor;
     struct llm_cache_counts counts;
 } model;
 
@@ -500,6 +501,33 @@ static bool rejoin(uint32_t t)
     return tenants[t] != NULL;
 }
 
+static bool save(void)
+{
+    uint32_t n = 1 + draw(4);
+
+    llm_cache_save(cache, n);
+    for (uint32_t i = 0; i < N_PAGES && n > 0; i++) {
+        struct node *next;
+        uint32_t t;
+
+        if (count_all(LLM_TIER_HOST, false) == model.n_slots) {
+            break;
+        }
+        next = node_at(model.cursor);
+        model.cursor = (model.cursor + 1) % N_PAGES;
+        if (next == NULL || next->pending || next->there[LLM_TIER_HOST]) {
+            continue;
+        }
+        t = tenant_of(next);
+        if (count_pages(t, LLM_TIER_HOST, false) < model.most[LLM_TIER_HOST]) {
+            next->there[LLM_TIER_HOST] = true;
+            next->used[LLM_TIER_HOST] = ++model.uses;
+            n--;
+        }
+    }
+    return true;
+}
+
 static bool operate(void)
 {
     struct seq *q = &seqs[draw(N_SEQS)];
@@ -510,6 +538,8 @@ static bool operate(void)
         clock_ns += 11 * MINUTE;
     } else if (what < 3) {
         return rejoin(draw(N_TENANTS));
+    } else if (what == 3) {
+        return save();
     } else if (q->n == 0) {
         struct seq *other = &seqs[draw(N_SEQS)];
 

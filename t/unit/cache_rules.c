@@ -404,6 +404,44 @@ static void test_host(void)
     close_cache("host");
 }
 
+static void test_save(void)
+{
+    struct prompt p = prompt_of(alice_digest, 1, 4), q = prompt_of(alice_digest, 2, 8);
+    uint32_t some[2];
+
+    open_cache(8, 6, 100);
+    llm_cache_take(cache, 1, q.pages);
+    llm_cache_publish(cache, alice, q.pages[0], &q.digests[0], q.ids, writer);
+    llm_cache_save(cache, 8);
+    is_int(backend.n_out, 0, "nothing is saved that is not there yet");
+    llm_cache_drop(cache, q.pages, 1);
+
+    run(alice, &p);
+    llm_cache_save(cache, 3);
+    is_int(backend.n_out, 3, "no more than asked for is saved");
+    llm_cache_save(cache, 8);
+    llm_cache_save(cache, 8);
+    is_int(backend.n_out, 4, "and nothing twice");
+    is_int(llm_cache_fence(cache), 0, "no step waits for that");
+    is_int(llm_cache_counts(cache).bytes[LLM_TIER_HOST], 4 * PAGE_BYTES, "it is in both tiers");
+
+    run(alice, &q);
+    is_int(backend.n_out, 4, "what was saved is not copied when it is pushed out");
+    is_int(llm_cache_fence(cache), backend.n_begun, "but its page waits for the copy");
+    llm_cache_save(cache, 8);
+    is_int(backend.n_out, 6, "nothing is pushed out to save something");
+    is_int(match(alice, &p).n_host, 4, "the saved pages are found");
+    ok(holds(&p, 0) && holds(&p, 3), "byte for byte");
+    ok(llm_cache_take(cache, 2, some) == LLM_OK, "pages besides");
+    close_cache("saved");
+
+    open_cache(8, 8, 25);
+    run(alice, &q);
+    llm_cache_save(cache, 8);
+    is_int(llm_cache_counts(cache).bytes[LLM_TIER_HOST], 2 * PAGE_BYTES, "no more than the quota");
+    close_cache("quota of what is saved");
+}
+
 static void test_refused_copies(void)
 {
     struct prompt p = prompt_of(alice_digest, 1, 4), q = prompt_of(alice_digest, 2, 4);
@@ -510,6 +548,7 @@ int main(void)
     test_share();
     test_alone();
     test_host();
+    test_save();
     test_refused_copies();
     test_counts();
     test_options();
