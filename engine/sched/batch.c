@@ -9,6 +9,9 @@
 /* A step that reads prompts has at least so many rows of them, however long it takes. */
 #define MIN_CHUNK 16
 
+/* What a step is planned to take, lest it take longer than it may: no two take the same time. */
+#define PLANNED(max_ns) ((max_ns) / 8 * 7)
+
 int llm_batch_init(struct llm_batch *b, uint32_t max_rows, uint32_t max_seqs)
 {
     *b = (struct llm_batch){.max_rows = max_rows, .max_seqs = max_seqs};
@@ -142,7 +145,8 @@ static uint32_t rows_in_time(const struct llm_sched *s, const struct llm_batch *
         return max;
     }
     if (llm_cost_known(&s->prefill_cost)) {
-        n = llm_cost_fit(&s->prefill_cost, b->work, q->position, max, s->options.max_step_ns);
+        n = llm_cost_fit(&s->prefill_cost, b->work, q->position, max,
+                         PLANNED(s->options.max_step_ns));
     }
     n = n > least ? n : least;
     return n < max ? n : max;

@@ -68,6 +68,7 @@ void llm_cost_learn(struct llm_cost *c, struct llm_work step, uint64_t ns)
         }
         c->xy[i] = FORGETTING * c->xy[i] + x[i] * (double) ns;
     }
+    c->most_rows = fmax(FORGETTING * c->most_rows, x[LLM_COST_ROW]);
     solve(c);
 }
 
@@ -84,7 +85,8 @@ double llm_cost_of_step(const struct llm_cost *c, struct llm_work step)
 uint32_t llm_cost_fit(const struct llm_cost *c, struct llm_work work, uint32_t position,
                       uint32_t max, uint64_t ns)
 {
-    uint32_t fits = 0, too_many = max + 1;
+    double known = fmax(0, 2 * c->most_rows - (double) work.rows);
+    uint32_t fits = 0, too_many = (uint32_t) fmin(max, known) + 1;
 
     while (too_many - fits > 1) {
         uint32_t n = fits + (too_many - fits) / 2;

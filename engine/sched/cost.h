@@ -21,6 +21,7 @@ enum llm_cost_term { LLM_COST_FIXED, LLM_COST_ROW, LLM_COST_PAIR, LLM_COST_TERMS
 /* Least squares over the steps, older ones counting for less and less. */
 struct llm_cost {
     double ns[LLM_COST_TERMS]; /* of each term, >= 0 */
+    double most_rows;          /* of a step that was learnt from, less for each one since */
     double xx[LLM_COST_TERMS][LLM_COST_TERMS], xy[LLM_COST_TERMS];
 };
 
@@ -36,7 +37,7 @@ double llm_cost_of_step(const struct llm_cost *c, struct llm_work step);
 double llm_cost_of_part(const struct llm_cost *c, struct llm_work part);
 
 /* The most rows, 0 … max, from `position` that a step with `work` can take in and still be done
- * within `ns`. */
+ * within `ns`; no more than twice the rows of what has been learnt. */
 uint32_t llm_cost_fit(const struct llm_cost *c, struct llm_work work, uint32_t position,
                       uint32_t max, uint64_t ns);
 

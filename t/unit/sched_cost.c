@@ -76,7 +76,7 @@ static void test_learning(void)
 
 static void test_fit(void)
 {
-    struct llm_cost c = {.ns = {FIXED_NS, ROW_NS, PAIR_NS}};
+    struct llm_cost c = {.ns = {FIXED_NS, ROW_NS, PAIR_NS}, .most_rows = 4096};
     struct llm_work work = llm_work_of(500, 1);
     uint32_t n = llm_cost_fit(&c, work, 1000, 4096, 20000000);
 
@@ -85,6 +85,10 @@ static void test_fit(void)
        "as many rows as there is time for: %u", n);
     is_int(llm_cost_fit(&c, work, 1000, 7, 20000000), 7, "and no more than there are");
     is_int(llm_cost_fit(&c, work, 1000, 4096, 1000), 0, "none where there is no time");
+    c.most_rows = 50;
+    is_int(llm_cost_fit(&c, work, 1000, 4096, 20000000), 99, "no leap into what nobody knows");
+    c.most_rows = 0.4;
+    is_int(llm_cost_fit(&c, work, 1000, 4096, 20000000), 0, "nor below nothing");
 }
 
 /* Streams run while long prompts come in. */
