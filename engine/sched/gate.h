@@ -14,14 +14,19 @@
 
 #define LLM_GATE_BUCKETS 1024
 
-/* What waits under one digest: of a tenant, or of the first page of a prompt. It is there while
- * somebody holds it. */
+/* Requests that wait under one digest: of a tenant, or of the first page of a prompt. It is there
+ * while somebody holds it. */
 struct llm_gate_entry {
     uint8_t digest[32];
-    uint32_t requests, sequences;
-    uint64_t tokens;
-    uint64_t fresh; /* of them, those that certainly have to be computed: see llm_gate_recount */
+    uint32_t requests;
     struct llm_gate_entry *next; /* in the bucket */
+};
+
+struct llm_gate_tenant {
+    struct llm_gate_entry entry;
+    uint32_t sequences;
+    uint64_t tokens;
+    struct llm_gate_place *fresh; /* those that have something to compute */
 };
 
 struct llm_gate_table { /* zero-initialised is empty */
@@ -40,12 +45,15 @@ struct llm_gate { /* zero-initialised but for the limits */
     struct llm_gate_table tenants, heads;
 };
 
-/* One request's place in the queue; zero-initialised: it has none. */
+/* One request's place in the queue; zero-initialised: it has none. It stays where it is in memory
+ * for as long as it has one. */
 struct llm_gate_place {
-    struct llm_gate_entry *tenant;
-    struct llm_gate_entry *head; /* NULL: not known */
+    struct llm_gate_tenant *tenant;
+    struct llm_gate_entry *head; /* NULL: not known, or nobody may find what it computes */
     uint32_t sequences;
-    uint64_t tokens, fresh;
+    uint64_t tokens;
+    uint64_t fresh, deadline; /* as in llm_gate_recount; fresh 0: it is in no list */
+    struct llm_gate_place *next, **link; /* among its tenant's fresh ones */
 };
 
 enum llm_gate_verdict {
@@ -63,11 +71,12 @@ enum llm_gate_verdict llm_gate_enter(struct llm_gate *g, const uint8_t tenant[32
 
 /* The true number of tokens is known now: once a place. Never refuses: who is in stays in.
  *
- * fresh: how many of them nobody has computed; head: the digest of the prompt's first page, NULL
- * when it has none. Of requests that begin with the same page one alone counts as fresh, because
- * the others may find what it computes. */
+ * fresh: how many of them nobody has computed; head: the digest of the prompt's first page. Of
+ * requests that begin with the same page one alone counts as fresh, because the others may find
+ * what it computes. head NULL: the prompt has no full page, or nobody may find its pages; all of
+ * it counts. deadline (CLOCK_MONOTONIC ns): when it leaves by itself; 0: never. */
 void llm_gate_recount(struct llm_gate *g, struct llm_gate_place *place, uint64_t tokens,
-                      uint64_t fresh, const uint8_t head[32]);
+                      uint64_t fresh, const uint8_t head[32], uint64_t deadline);
 
 /* It has started, or ended before. A place that was left already is fine. */
 void llm_gate_leave(struct llm_gate *g, struct llm_gate_place *place);
@@ -78,15 +87,17 @@ struct llm_gate_pace {
     uint64_t pool_tokens;  /* that the latent pool holds */
 };
 
-/* The least time, in ns, until a request of this tenant that comes now has its first token, and
- * until it starts: what the tenant's own requests before it have to be read at least, at twice the
- * measured rate. 0 where nothing certain can be said. Other tenants' requests do not count, as it
- * may overtake them all; nor, for the start, does what may wait in the pool to be read. */
+/* The least time, in ns, until a request of this tenant that comes now and stays until `deadline`
+ * has its first token, and until it starts: what the tenant's own requests before it have to be
+ * read at least, at twice the measured rate. 0 where nothing certain can be said. Other tenants'
+ * requests do not count, as it may overtake them all, nor do those that leave before it would, as
+ * they may never be read; nor, for the start, does what may wait in the pool to be read. Looks at
+ * every request of the tenant that waits. */
 struct llm_gate_wait {
     uint64_t start_ns, first_token_ns;
 };
 struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t tenant[32],
-                                         const struct llm_gate_pace *pace);
+                                         uint64_t deadline, const struct llm_gate_pace *pace);
 
 /* When it is worth while to try again, in ms, 1,000 … 60,000: when all that waits now will have
  * been read, and up to a quarter more by `noise`, lest all come back at the same moment. */

@@ -99,21 +99,31 @@ static struct llm_gate_pace pace_of(const struct llm_engine *e)
     };
 }
 
-static bool too_long(const struct llm_call *call, uint64_t wait_ns, uint64_t deadline)
-{
-    return deadline != 0 && wait_ns != 0 && call->submitted_ns + wait_ns > deadline;
-}
-
 /* Whether it is certain now that one of its deadlines will pass before its turn comes. */
 static bool comes_too_late(const struct llm_call *call)
 {
     const struct llm_ipc_submit *h = &call->submit.head;
     const struct llm_gate_pace pace = pace_of(call->engine);
-    const struct llm_gate_wait wait = llm_gate_least_wait(&call->engine->gate, h->tenant, &pace);
+    const struct {
+        uint64_t at;
+        bool for_start;
+    } deadlines[] = {{h->queue_deadline, true}, {h->first_token_deadline, false},
+                     {h->deadline, false}};
 
-    return too_long(call, wait.start_ns, h->queue_deadline) ||
-           too_long(call, wait.first_token_ns, h->first_token_deadline) ||
-           too_long(call, wait.first_token_ns, h->deadline);
+    for (unsigned i = 0; i < sizeof(deadlines) / sizeof(deadlines[0]); i++) {
+        uint64_t at = deadlines[i].at, ns;
+        struct llm_gate_wait wait;
+
+        if (at == 0) {
+            continue;
+        }
+        wait = llm_gate_least_wait(&call->engine->gate, h->tenant, at, &pace);
+        ns = deadlines[i].for_start ? wait.start_ns : wait.first_token_ns;
+        if (ns != 0 && call->submitted_ns + ns > at) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static bool may_enter(struct llm_call *call)
@@ -234,6 +244,7 @@ static void schedule(struct llm_call *call)
 static void guess_cached(struct llm_call *call)
 {
     const struct llm_prompt_ids *first = &call->prompts[0];
+    enum llm_ipc_status status;
     uint64_t fresh = 0;
 
     for (uint32_t i = 0; i < call->n_prompts; i++) {
@@ -248,7 +259,8 @@ static void guess_cached(struct llm_call *call)
                      call->request.scope == LLM_SCOPE_PUBLIC ? 0 : fresh,
                      first->digests != NULL && first->n >= LLM_PAGE_TOKENS
                          ? first->digests[0].bytes
-                         : NULL);
+                         : NULL,
+                     next_deadline(call, &status));
 }
 
 void llm_call_prepared(struct llm_call *call)

@@ -36,9 +36,9 @@ static void test_all(void)
     is_int(g.requests, 4, "four wait");
     is_int(g.tokens, 1000, "with a thousand tokens");
 
-    llm_gate_recount(&g, &p[1], 100, 0, NULL);
+    llm_gate_recount(&g, &p[1], 100, 0, NULL, 0);
     is_int(g.tokens, 700, "less than was thought");
-    llm_gate_recount(&g, &p[0], 2500, 0, NULL);
+    llm_gate_recount(&g, &p[0], 2500, 0, NULL, 0);
     is_int(g.tokens, 2600, "more than was thought: who is in stays in");
     llm_gate_leave(&g, &p[3]);
     is_int(llm_gate_enter(&g, b, 0, 1, 1, &p[4]), LLM_GATE_FULL, "but nobody else comes in");
@@ -74,7 +74,7 @@ static void test_tenants(void)
            "the tenant's own limit is told before everybody's");
     llm_gate_leave(&g, &p[0]);
     is_int(llm_gate_enter(&g, a, 0, 2, 400, &p[0]), LLM_GATE_PASSED, "what left makes room");
-    llm_gate_recount(&g, &p[0], 10, 10, a);
+    llm_gate_recount(&g, &p[0], 10, 10, a, 0);
     is_int(llm_gate_enter(&g, a, 0, 0, 390, &p[3]), LLM_GATE_PASSED,
            "and so does what is less than was thought");
     leave_all(&g, p, 6);
@@ -84,10 +84,16 @@ static void test_tenants(void)
 }
 
 /* 100 tokens a second: 200 at most, as far as is certain. */
-static void test_deadlines(void)
+static const struct llm_gate_pace slow = {.prefill_rate = 100, .pool_tokens = 640};
+
+static uint64_t first_token_ns(const struct llm_gate *g, const uint8_t tenant[32])
+{
+    return llm_gate_least_wait(g, tenant, 1, &slow).first_token_ns;
+}
+
+static void test_wait(void)
 {
     static struct llm_gate g = {.all = {100, 100000}, .tenant = {100, 100000}};
-    const struct llm_gate_pace pace = {.prefill_rate = 100, .pool_tokens = 640};
     static const uint8_t page[3][32] = {"p0", "p1", "p2"};
     struct llm_gate_place p[5] = {{0}};
     struct llm_gate_wait w;
@@ -95,29 +101,51 @@ static void test_deadlines(void)
     for (int i = 0; i < 5; i++) {
         llm_gate_enter(&g, i < 4 ? a : b, 0, 1, 5000, &p[i]);
     }
-    w = llm_gate_least_wait(&g, a, &pace);
+    w = llm_gate_least_wait(&g, a, 1, &slow);
     ok(w.start_ns == 0 && w.first_token_ns == 0, "what nobody has counted is not certain");
-    llm_gate_recount(&g, &p[0], 5000, 1000, page[0]);
-    w = llm_gate_least_wait(&g, a, &pace);
+    llm_gate_recount(&g, &p[0], 5000, 1000, page[0], 0);
+    w = llm_gate_least_wait(&g, a, 1, &slow);
     ok(w.first_token_ns == 5 * LLM_NS_PER_S, "a thousand tokens before it take five seconds");
     ok(w.start_ns == 1800 * LLM_NS_PER_MS, "but all that fits into the pool may start before");
-    llm_gate_recount(&g, &p[1], 5000, 4000, page[0]);
-    llm_gate_recount(&g, &p[2], 60, 60, NULL);
-    w = llm_gate_least_wait(&g, a, &pace);
-    ok(w.first_token_ns == 5 * LLM_NS_PER_S,
-       "what begins with the same page may be found, what has no page is not looked at");
-    llm_gate_recount(&g, &p[3], 5000, 200, page[1]);
-    llm_gate_recount(&g, &p[4], 5000, 5000, page[2]);
-    w = llm_gate_least_wait(&g, a, &pace);
-    ok(w.first_token_ns == 6 * LLM_NS_PER_S, "another page counts, another tenant does not");
-    ok(llm_gate_least_wait(&g, b, &pace).first_token_ns == 25 * LLM_NS_PER_S, "its own does");
-    ok(llm_gate_least_wait(&g, page[0], &pace).first_token_ns == 0, "a tenant that has nothing");
-    ok(llm_gate_least_wait(&g, a, &(struct llm_gate_pace){0}).first_token_ns == 0,
+    llm_gate_recount(&g, &p[1], 5000, 4000, page[0], 0);
+    ok(first_token_ns(&g, a) == 5 * LLM_NS_PER_S, "what begins with the same page may be found");
+    llm_gate_recount(&g, &p[2], 60, 60, NULL, 0);
+    ok(first_token_ns(&g, a) == 5300 * LLM_NS_PER_MS, "not so what has no page");
+    llm_gate_recount(&g, &p[3], 5000, 200, page[1], 0);
+    llm_gate_recount(&g, &p[4], 5000, 5000, page[2], 0);
+    ok(first_token_ns(&g, a) == 6300 * LLM_NS_PER_MS,
+       "another page counts, another tenant does not");
+    ok(first_token_ns(&g, b) == 25 * LLM_NS_PER_S, "its own does");
+    ok(first_token_ns(&g, page[0]) == 0, "a tenant that has nothing");
+    ok(llm_gate_least_wait(&g, a, 1, &(struct llm_gate_pace){0}).first_token_ns == 0,
        "nothing is certain before anything is measured");
+    llm_gate_leave(&g, &p[2]);
+    ok(first_token_ns(&g, a) == 6 * LLM_NS_PER_S, "what has started is not waited for,");
     llm_gate_leave(&g, &p[0]);
-    ok(llm_gate_least_wait(&g, a, &pace).first_token_ns == LLM_NS_PER_S,
-       "what has started is not waited for");
+    ok(first_token_ns(&g, a) == LLM_NS_PER_S, "whichever of them it is");
     leave_all(&g, p, 5);
+}
+
+/* Who leaves before the newcomer does may never be read. */
+static void test_deadlines(void)
+{
+    static struct llm_gate g = {.all = {100, 100000}, .tenant = {100, 100000}};
+    struct llm_gate_place p[3] = {{0}};
+
+    for (int i = 0; i < 3; i++) {
+        llm_gate_enter(&g, a, 0, 1, 5000, &p[i]);
+    }
+    llm_gate_recount(&g, &p[0], 5000, 5000, NULL, 40);
+    llm_gate_recount(&g, &p[1], 5000, 200, NULL, 50);
+    llm_gate_recount(&g, &p[2], 5000, 20, NULL, 0);
+    ok(llm_gate_least_wait(&g, a, 40, &slow).first_token_ns == 26100 * LLM_NS_PER_MS,
+       "who stays as long as the newcomer is waited for");
+    ok(llm_gate_least_wait(&g, a, 41, &slow).first_token_ns == 1100 * LLM_NS_PER_MS &&
+           llm_gate_least_wait(&g, a, 41, &slow).start_ns == 0,
+       "who leaves before is not");
+    ok(llm_gate_least_wait(&g, a, UINT64_MAX, &slow).first_token_ns == 100 * LLM_NS_PER_MS,
+       "who has no deadline always is");
+    leave_all(&g, p, 3);
 }
 
 static void test_retry(void)
@@ -132,7 +160,7 @@ static void test_retry(void)
     is_int(llm_gate_retry_ms(&g, &pace, 1023), 25000, "or a quarter later");
     is_int(llm_gate_retry_ms(&g, &(struct llm_gate_pace){0}, 0), 1000,
            "a second, before anything is measured");
-    llm_gate_recount(&g, &p, 100000000, 0, NULL);
+    llm_gate_recount(&g, &p, 100000000, 0, NULL, 0);
     is_int(llm_gate_retry_ms(&g, &pace, 1023), 60000, "a minute at most");
     ok(llm_gate_retry_ms(&g, &pace, 0) < 50000, "also then not all at the same moment");
     leave_all(&g, &p, 1);
@@ -142,6 +170,7 @@ int main(void)
 {
     test_all();
     test_tenants();
+    test_wait();
     test_deadlines();
     test_retry();
     return done_testing();
