@@ -46,6 +46,7 @@ static struct llm_gate_entry *hold(struct llm_gate_table *t, const uint8_t diges
         memcpy(e->digest, digest, sizeof(e->digest));
         e->next = *bucket;
         *bucket = e;
+        t->n++;
     }
     e->requests++;
     return e;
@@ -64,6 +65,7 @@ static void drop(struct llm_gate_table *t, struct llm_gate_entry *e)
         /* it is there */
     }
     *p = e->next;
+    t->n--;
     free(e);
 }
 
@@ -222,14 +224,29 @@ struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t
     };
 }
 
-uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
-                           uint32_t noise)
+static uint32_t retry_ms(uint64_t tokens, const struct llm_gate_pace *pace, uint32_t noise)
 {
     uint64_t ms = MIN_RETRY_MS;
 
     if (pace->prefill_rate != 0) {
-        ms = ns_to_read(g->tokens, pace->prefill_rate) / LLM_NS_PER_MS;
+        ms = ns_to_read(tokens, pace->prefill_rate) / LLM_NS_PER_MS;
     }
     ms = ms < MIN_RETRY_MS ? MIN_RETRY_MS : ms > MAX_RETRY_MS ? MAX_RETRY_MS : ms;
     return (uint32_t) (ms + ms / 4 * (noise % 1024) / 1023);
+}
+
+uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
+                           uint32_t noise)
+{
+    return retry_ms(g->tokens, pace, noise);
+}
+
+uint32_t llm_gate_tenant_retry_ms(const struct llm_gate *g, const uint8_t tenant[32],
+                                  const struct llm_gate_pace *pace, uint32_t noise)
+{
+    const struct llm_gate_tenant *t = find_tenant(g, tenant);
+    uint64_t own = t != NULL ? t->tokens : 0, n = g->tenants.n;
+
+    /* the others get as much in that time, or all that they have */
+    return retry_ms(n > 0 && own < g->tokens / n ? own * n : g->tokens, pace, noise);
 }

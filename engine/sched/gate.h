@@ -31,6 +31,7 @@ struct llm_gate_tenant {
 
 struct llm_gate_table { /* zero-initialised is empty */
     struct llm_gate_entry *buckets[LLM_GATE_BUCKETS];
+    uint32_t n;
 };
 
 struct llm_gate_limits {
@@ -99,9 +100,12 @@ struct llm_gate_wait {
 struct llm_gate_wait llm_gate_least_wait(const struct llm_gate *g, const uint8_t tenant[32],
                                          uint64_t deadline, const struct llm_gate_pace *pace);
 
-/* When it is worth while to try again, in ms, 1,000 … 60,000: when all that waits now will have
- * been read, and up to a quarter more by `noise`, lest all come back at the same moment. */
+/* When it is worth while to try again, in ms, 1,000 … 60,000, and up to a quarter more by `noise`,
+ * lest all come back at the same moment: when all that waits now will have been read; for a tenant
+ * whose part is full, when its own part will have been, as it takes turns with all that wait. */
 uint32_t llm_gate_retry_ms(const struct llm_gate *g, const struct llm_gate_pace *pace,
                            uint32_t noise);
+uint32_t llm_gate_tenant_retry_ms(const struct llm_gate *g, const uint8_t tenant[32],
+                                  const struct llm_gate_pace *pace, uint32_t noise);
 
 #endif

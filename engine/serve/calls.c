@@ -516,8 +516,20 @@ static int send_counted(struct llm_call *call)
 
 static bool worth_retrying(enum llm_ipc_status status)
 {
-    return status == LLM_IPC_QUEUE_FULL || status == LLM_IPC_TENANT_FULL ||
-           status == LLM_IPC_DRAINING || status == LLM_IPC_TIMEOUT_QUEUE;
+    return status == LLM_IPC_QUEUE_FULL || status == LLM_IPC_DRAINING ||
+           status == LLM_IPC_TIMEOUT_QUEUE;
+}
+
+static uint32_t retry_after_ms(const struct llm_call *call, uint64_t now)
+{
+    const struct llm_gate *gate = &call->engine->gate;
+    const struct llm_gate_pace pace = pace_of(call->engine);
+    uint32_t noise = (uint32_t) now;
+
+    if (call->status == LLM_IPC_TENANT_FULL) {
+        return llm_gate_tenant_retry_ms(gate, call->submit.head.tenant, &pace, noise);
+    }
+    return worth_retrying(call->status) ? llm_gate_retry_ms(gate, &pace, noise) : 0;
 }
 
 /* What came of it so far. */
@@ -537,12 +549,9 @@ static void report_usage(const struct llm_call *call, struct llm_ipc_finished *f
 static int send_finished(struct llm_call *call)
 {
     uint64_t now = llm_now_ns();
-    const struct llm_gate_pace pace = pace_of(call->engine);
     struct llm_ipc_finished f = {
         .status = (uint32_t) call->status,
-        .retry_after_ms = worth_retrying(call->status)
-                              ? llm_gate_retry_ms(&call->engine->gate, &pace, (uint32_t) now)
-                              : 0,
+        .retry_after_ms = retry_after_ms(call, now),
         .queue_ns = (call->started_ns != 0 ? call->started_ns : now) - call->submitted_ns,
         .first_token_ns = call->first_token_ns != 0 ? call->first_token_ns - call->submitted_ns
                                                     : 0,

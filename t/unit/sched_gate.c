@@ -17,6 +17,7 @@ static void leave_all(struct llm_gate *g, struct llm_gate_place *p, int n)
     for (int i = 0; i < LLM_GATE_BUCKETS; i++) {
         left = left || g->tenants.buckets[i] != NULL || g->heads.buckets[i] != NULL;
     }
+    left = left || g->tenants.n != 0 || g->heads.n != 0;
     ok(g->requests == 0 && g->sequences == 0 && g->tokens == 0, "all have left, once");
     ok(!left, "no tenant and no page is left");
 }
@@ -166,6 +167,22 @@ static void test_retry(void)
     leave_all(&g, &p, 1);
 }
 
+static void test_tenant_retry(void)
+{
+    static struct llm_gate g = {.all = {100, 100000000}, .tenant = {100, 100000000}};
+    const struct llm_gate_pace pace = {.prefill_rate = 100};
+    struct llm_gate_place p[2] = {{0}};
+
+    is_int(llm_gate_tenant_retry_ms(&g, a, &pace, 0), 1000, "a tenant that has nothing: a second");
+    llm_gate_enter(&g, a, 0, 1, 500, &p[0]);
+    is_int(llm_gate_tenant_retry_ms(&g, a, &pace, 0), 5000, "one that is alone: its own part");
+    llm_gate_enter(&g, b, 0, 1, 3500, &p[1]);
+    is_int(llm_gate_tenant_retry_ms(&g, a, &pace, 0), 10000, "of two: twice that");
+    is_int(llm_gate_tenant_retry_ms(&g, a, &pace, 1023), 12500, "or a quarter later");
+    is_int(llm_gate_tenant_retry_ms(&g, b, &pace, 0), 40000, "no more than all that waits");
+    leave_all(&g, p, 2);
+}
+
 int main(void)
 {
     test_all();
@@ -173,5 +190,6 @@ int main(void)
     test_wait();
     test_deadlines();
     test_retry();
+    test_tenant_retry();
     return done_testing();
 }
