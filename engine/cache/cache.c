@@ -608,6 +608,7 @@ void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer
 void llm_cache_forget(struct llm_cache *c, uint32_t page)
 {
     if (llm_cache_indexed(c, page)) {
+        c->fence = c->last_copy; /* it may be being saved: who writes it next waits for that */
         unindex(c, c->pages[page].entry);
     }
 }

@@ -132,7 +132,7 @@ static int make_slot(struct llm_sched *s, struct llm_sequence *q)
                               &q->slot);
 }
 
-static void enter_running(struct llm_sched *s, struct llm_sequence *q, bool first)
+static void enter_running(struct llm_sched *s, struct llm_sequence *q)
 {
     struct llm_request *r = q->request;
     struct llm_tenant *t = r->tenant;
@@ -143,11 +143,12 @@ static void enter_running(struct llm_sched *s, struct llm_sequence *q, bool firs
     q->state = LLM_SEQUENCE_RUNNING;
     t->sequences++;
     t->reserved += llm_sequence_pages(q->n_prompt, q->max_tokens);
-    if (first && q->nth == 0) {
+    if (!q->begun && q->nth == 0) {
         uint32_t cached = q->n_matched * LLM_PAGE_TOKENS;
 
         r->cached_tokens += cached < q->n_prompt ? cached : q->n_prompt - 1;
     }
+    q->begun = true;
     if (!r->started) {
         r->started = true;
         t->running++;
@@ -158,7 +159,6 @@ static void enter_running(struct llm_sched *s, struct llm_sequence *q, bool firs
 /* LLM_EAGAIN when the pages are not to be had; else LLM_OK, or why it cannot run. */
 static int start(struct llm_sched *s, struct llm_sequence *q)
 {
-    bool first = q->n_found == UINT32_MAX;
     int rc;
 
     if (q->tokens == NULL && !make_arrays(s, q)) {
@@ -172,10 +172,10 @@ static int start(struct llm_sched *s, struct llm_sequence *q)
     }
     rc = make_slot(s, q);
     if (rc != LLM_OK) { /* its request ends */
-        llm_pages_end(s, q, false);
+        llm_pages_end(s, q);
         return rc;
     }
-    enter_running(s, q, first);
+    enter_running(s, q);
     return LLM_OK;
 }
 

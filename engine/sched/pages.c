@@ -5,6 +5,8 @@
 
 #include "engine/sched/sched_internal.h"
 
+#include <string.h>
+
 /* --- whom a page in use is charged to: the tenant that came first --- */
 
 static void charge(struct llm_sched *s, struct llm_tenant *t, const uint32_t *pages, uint32_t n)
@@ -86,9 +88,6 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
     if (take_rest(s, q, found.n) != LLM_OK) {
         return LLM_EAGAIN;
     }
-    if (q->n_found > found.n - found.n_pending) { /* else some of these are its own */
-        q->n_found = found.n - found.n_pending;
-    }
     q->n_matched = found.n;
     q->n_there = q->position = 0;
     publish_prompt(s, q, found.n);
@@ -109,10 +108,9 @@ int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q, const struct llm
     /* both go on in the last page: the next row of either is a write, so the copy is made now */
     if (n_rest > 0 && s->ops->page_copy(s->backend, leader->pages[n_full], q->pages[n_full],
                                         n_rest) != LLM_OK) {
-        llm_pages_end(s, q, false);
+        llm_pages_end(s, q);
         return LLM_EINTERNAL;
     }
-    q->n_found = leader->n_found;
     q->n_there = q->n_prompt;
     q->position = q->n_prompt - 1;
     return LLM_OK;
@@ -248,21 +246,56 @@ static void abandon(struct llm_sched *s, const struct llm_sequence *q)
     }
 }
 
-void llm_pages_end(struct llm_sched *s, struct llm_sequence *q, bool spoilt)
+void llm_pages_end(struct llm_sched *s, struct llm_sequence *q)
 {
-    if (!spoilt) {
-        llm_pages_index_sampled(s, q);
-    }
+    llm_pages_index_sampled(s, q);
     abandon(s, q);
-    for (uint32_t i = q->n_found; spoilt && i < q->n_pages; i++) {
-        if (is_there(s, q->pages[i])) {
-            llm_cache_forget(s->cache, q->pages[i]);
-        }
-    }
     discharge(s, q->pages, q->n_pages);
     llm_cache_drop(s->cache, q->pages, q->n_pages);
     q->n_pages = 0;
     s->n_freed++;
+}
+
+/* --- what must not be found again --- */
+
+/* The next page that q is to read is one of those that `spoilt` was made of. */
+static bool is_to_read(const struct llm_sched *s, const struct llm_sequence *q,
+                       const struct llm_sequence *spoilt)
+{
+    uint32_t i = q->position / LLM_PAGE_TOKENS;
+
+    return i < q->n_chained && i < spoilt->n_chained && is_there(s, q->pages[i]) &&
+           memcmp(&q->chained[i], &spoilt->chained[i], sizeof(*q->chained)) == 0;
+}
+
+/* Those who hold a page that is forgotten would all compute it anew, each of them for himself but
+ * into the same page: so they begin again. */
+static void turn_away(struct llm_sched *s, const struct llm_sequence *spoilt)
+{
+    struct llm_sequence *next;
+
+    for (struct llm_sequence *q = s->running.first; q != NULL; q = next) {
+        next = q->next;
+        if (is_to_read(s, q, spoilt)) {
+            llm_sched_leave(s, q, LLM_SEQUENCE_PREEMPTED);
+        }
+    }
+}
+
+void llm_pages_forget(struct llm_sched *s, struct llm_sequence *q)
+{
+    struct llm_cache_found found;
+
+    if (q->n_chained == 0) {
+        return;
+    }
+    turn_away(s, q);
+    llm_cache_match(s->cache, q->request->owner, q->chained, q->tokens, q->n_chained, q->pages,
+                    &found);
+    for (uint32_t i = 0; i < found.n - found.n_pending; i++) {
+        llm_cache_forget(s->cache, q->pages[i]);
+    }
+    llm_cache_drop(s->cache, q->pages, found.n);
 }
 
 uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q)

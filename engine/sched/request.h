@@ -56,6 +56,7 @@ struct llm_sequence {
     struct llm_digest *chained; /* [n_chained]: digests of its first full pages */
     uint32_t *mask;             /* without the stop ids, until min_tokens are there */
     uint32_t n_pages, n_chained;
+    bool begun;
     uint32_t asked;   /* tokens to be sampled by the steps submitted so far */
     uint32_t sampled; /* of them, those that have come */
 
@@ -64,8 +65,6 @@ struct llm_sequence {
     uint32_t n_known;   /* tokens that were there when it started, or started again */
     uint32_t n_read;    /* rows of them that may go in chunks; the others go one a step */
     uint32_t n_matched; /* leading pages that were found in the index, computed or promised */
-    uint32_t n_found;   /* leading pages that others had computed before it ever started;
-                         * UINT32_MAX: it has not */
     uint32_t n_there;   /* leading rows that are in its pages: all before `position`, or one more */
     uint32_t position;  /* of the next row: all before were handed to the backend in order */
     uint32_t in_flight; /* steps that name it */

@@ -134,7 +134,7 @@ void llm_sched_leave(struct llm_sched *s, struct llm_sequence *q, enum llm_seque
 {
     struct llm_tenant *t = q->request->tenant;
 
-    llm_pages_end(s, q, q->request->outcome == LLM_OUTCOME_NON_FINITE);
+    llm_pages_end(s, q);
     t->sequences--;
     t->reserved -= llm_sequence_pages(q->n_prompt, q->max_tokens);
     llm_list_remove(&s->running, q);
@@ -243,7 +243,7 @@ void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
         q->chained = NULL;
         q->n_pages = q->n_chained = q->asked = q->sampled = 0;
         q->position = q->in_flight = q->pages_wanted = 0;
-        q->n_found = UINT32_MAX;
+        q->begun = false;
         q->step = 0;
         q->chosen = false;
         q->state = LLM_SEQUENCE_QUEUED;
@@ -347,7 +347,7 @@ static bool is_stop_id(const struct llm_request *r, uint32_t id)
     return false;
 }
 
-/* The tokens sampled for a sequence that has not ended. The request may be retired on return. */
+/* The tokens sampled for a sequence that has not ended. */
 static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct llm_sampled *sampled)
 {
     struct llm_request *r = q->request;
@@ -421,6 +421,9 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
 
         if (sampled != NULL && q->state != LLM_SEQUENCE_ENDED) {
             deliver(s, q, sampled);
+        }
+        if (sampled != NULL && sampled->n_tokens == 0) {
+            llm_pages_forget(s, q); /* wanted or not */
         }
         q->in_flight--;
         if (q->state == LLM_SEQUENCE_RUNNING) {

@@ -106,8 +106,12 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q);
 int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q,
                    const struct llm_sequence *leader);
 
-/* Drops them all; what others can use stays indexed, unless it is spoilt. */
-void llm_pages_end(struct llm_sched *s, struct llm_sequence *q, bool spoilt);
+/* Drops them all; what others can use stays indexed. */
+void llm_pages_end(struct llm_sched *s, struct llm_sequence *q);
+
+/* The logits after what q, which has left, had in its pages were not finite: nothing of that is
+ * found again, whoever computed it. Running sequences that were to read it are preempted. */
+void llm_pages_forget(struct llm_sched *s, struct llm_sequence *q);
 
 /* Pages that nobody holds but q. */
 uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q);

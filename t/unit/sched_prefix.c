@@ -381,6 +381,72 @@ static void test_non_finite_again(void)
     free_job(healed);
 }
 
+/* Two that wait for a page that is spoilt: only one of them computes it anew. */
+static void test_non_finite_together(void)
+{
+    struct job *bad = new_job(1, 200, 10), *waits[2];
+
+    open_sched(64, 256, 8);
+    bad->prompts[0][10] = FAKE_POISON;
+    share(bad, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &bad->request);
+    for (int i = 0; i < 2; i++) {
+        waits[i] = like(bad, 192, 200, 10);
+        share(waits[i], 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &waits[i]->request);
+    }
+    turn();
+    fake.healed = true; /* for who begins from now on */
+    run();
+    ok(bad->request.outcome == LLM_OUTCOME_NON_FINITE && as_expected(waits[0]) &&
+       as_expected(waits[1]), "who was to read what is spoilt begins again");
+    is_int(fake.rows_read, 200 + 192 + 2 * 8, "and they read it together");
+    is_idle("after that");
+    close_sched();
+    free_job(bad);
+    free_job(waits[0]);
+    free_job(waits[1]);
+}
+
+/* Pages that nobody looked at: what led to them was cancelled before a token was sampled. */
+static void test_non_finite_found(void)
+{
+    for (int stage = 3; stage <= 7; stage += 4) { /* steps; the last one is in flight */
+        struct job *bad = new_job(1, 400, 10), *next;
+
+        open_sched(64, 64, 8);
+        bad->prompts[0][10] = FAKE_POISON;
+        share(bad, 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &bad->request);
+        for (int i = 1; i < stage; i++) {
+            turn();
+        }
+        llm_sched_begin(sched, &err);
+        llm_sched_cancel(sched, &bad->request);
+        llm_sched_finish(sched, &err);
+        ok(bad->request.outcome == LLM_OUTCOME_CANCELLED, "cancelled in step %d", stage);
+
+        for (int i = 0; stage < 7 && i < 2; i++) {
+            next = like(bad, 400, 400, 10);
+            share(next, 1, LLM_SCOPE_TENANT);
+            run_job(next);
+            ok(next->request.outcome == LLM_OUTCOME_NON_FINITE &&
+               next->request.cached_tokens == (i == 0 ? 3 * PAGE : 0),
+               "what is found is forgotten when it turns out not finite");
+            free_job(next);
+        }
+        fake.healed = true;
+        next = like(bad, 400, 400, 10);
+        share(next, 1, LLM_SCOPE_TENANT);
+        run_job(next);
+        ok(as_expected(next) && next->request.cached_tokens == 0, "nothing of it is found again");
+        is_idle("after that");
+        close_sched();
+        free_job(bad);
+        free_job(next);
+    }
+}
+
 /* A prefix is found, but the rest has no room yet. */
 static void test_found_late(void)
 {
@@ -456,6 +522,8 @@ int main(void)
     test_first_choice_ends();
     test_non_finite();
     test_non_finite_again();
+    test_non_finite_together();
+    test_non_finite_found();
     test_found_late();
     test_host_tier();
     return done_testing();

@@ -7,6 +7,7 @@
 #define AT_ONCE 40
 #define FAMILIES 6
 #define LONGEST 800
+#define PAGE LLM_PAGE_TOKENS
 
 static uint32_t families[FAMILIES][LONGEST]; /* what prompts begin with */
 
@@ -19,6 +20,23 @@ static void make_families(void)
     }
 }
 
+/* Now and then prompts have a beginning in common that nothing good can come of. */
+static void spoil_families(void)
+{
+    uint32_t *family = families[below(FAMILIES)];
+
+    if (below(10) != 0) {
+        return;
+    }
+    if (below(3) == 0) {
+        family[below(PAGE)] = FAKE_POISON;
+    } else {
+        for (int k = 0; k < PAGE; k++) {
+            family[k] += family[k] == FAKE_POISON;
+        }
+    }
+}
+
 static struct job *random_job(void)
 {
     bool one_prompt = below(4) == 0;
@@ -26,6 +44,7 @@ static struct job *random_job(void)
                              1 + below(below(3) == 0 ? 700 : 200), 1 + below(120));
     struct llm_request *r = &j->request;
 
+    spoil_families();
     for (uint32_t i = 0; i < r->n_sequences; i++) {
         uint32_t n = below(j->sequences[i].n_prompt + 1);
 
@@ -70,9 +89,11 @@ static void remember(const struct job *j)
 
 static bool has_poison(const struct job *j)
 {
-    for (uint32_t k = 0; k < j->sequences[0].n_prompt; k++) {
-        if (j->prompts[0][k] == FAKE_POISON) {
-            return true;
+    for (uint32_t i = 0; i < j->request.n_sequences; i++) {
+        for (uint32_t k = 0; k < j->sequences[i].n_prompt; k++) {
+            if (j->sequences[i].prompt[k] == FAKE_POISON) {
+                return true;
+            }
         }
     }
     return false;
