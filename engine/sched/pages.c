@@ -89,7 +89,7 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
         return LLM_EAGAIN;
     }
     q->n_matched = found.n;
-    q->n_there = q->position = 0;
+    q->n_there = q->position = q->n_done = 0;
     publish_prompt(s, q, found.n);
     return LLM_OK;
 }
@@ -112,7 +112,7 @@ int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q, const struct llm
         return LLM_EINTERNAL;
     }
     q->n_there = q->n_prompt;
-    q->position = q->n_prompt - 1;
+    q->position = q->n_done = q->n_prompt - 1;
     return LLM_OK;
 }
 
@@ -214,8 +214,7 @@ int llm_pages_grow(struct llm_sched *s, struct llm_sequence *q)
 void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q)
 {
     const struct llm_request *r = q->request;
-    uint32_t known = q->n_prompt + q->sampled;
-    uint32_t full = (q->position < known ? q->position : known) / LLM_PAGE_TOKENS;
+    uint32_t full = q->n_done / LLM_PAGE_TOKENS;
 
     if (r->owner == NULL || q->digests == NULL || !s->one_form) {
         return;

@@ -67,6 +67,7 @@ struct llm_sequence {
     uint32_t n_matched; /* leading pages that were found in the index, computed or promised */
     uint32_t n_there;   /* leading rows that are in its pages: all before `position`, or one more */
     uint32_t position;  /* of the next row: all before were handed to the backend in order */
+    uint32_t n_done;    /* rows whose step has been waited for */
     uint32_t in_flight; /* steps that name it */
     uint64_t step;      /* the last one it got rows of */
     bool chosen;        /* to be preempted, while some are looked for */

@@ -419,6 +419,7 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
             sampled = &result->sampled[next++];
         }
 
+        q->n_done = b->seqs[i].position + b->seqs[i].n_rows;
         if (sampled != NULL && q->state != LLM_SEQUENCE_ENDED) {
             deliver(s, q, sampled);
         }

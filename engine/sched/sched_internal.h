@@ -134,7 +134,7 @@ uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max
 /* Rows [from, q->position) were submitted: later steps may read the pages they fill. */
 void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from);
 
-/* Indexes pages of sampled tokens that are full. */
+/* Indexes pages of sampled tokens that are full and known to be computed well. */
 void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q);
 
 #endif

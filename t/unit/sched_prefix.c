@@ -112,6 +112,31 @@ static void chat(const char *what, bool two_forms, uint32_t n_cached)
     free_job(next);
 }
 
+/* What a step in flight is computing may come to nothing. */
+static void test_chat_in_flight(void)
+{
+    struct job *j = new_job(1, 20, 200);
+    const struct llm_sequence *q = &j->sequences[0];
+
+    open_sched(64, 64, 8);
+    j->request.n_stop_ids = 0;
+    share(j, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &j->request);
+    llm_sched_begin(sched, &err);
+    while (20 + q->sampled < PAGE) {
+        llm_sched_finish(sched, &err);
+        llm_sched_begin(sched, &err);
+    }
+    ok(q->position > PAGE && q->in_flight == 2, "the last row of a page of tokens is in flight");
+    llm_sched_cancel(sched, &j->request);
+    is_int(llm_cache_counts(llm_sched_cache(sched)).bytes[0], 0, "it is not to be found yet");
+    llm_sched_finish(sched, &err);
+    llm_sched_finish(sched, &err);
+    is_idle("after that");
+    close_sched();
+    free_job(j);
+}
+
 /* Several at once with the same prefix; `disturb` spoils it for the one that computes it. */
 #define N_TOGETHER 6
 #define COMMON (15 * PAGE)
@@ -510,6 +535,7 @@ int main(void)
     test_scopes();
     chat("one form", false, 219 / PAGE * PAGE);
     chat("two forms, deterministic", true, 0);
+    test_chat_in_flight();
     test_together();
     test_same_step();
     test_writer_cancelled();
