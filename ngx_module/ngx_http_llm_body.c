@@ -23,7 +23,7 @@ static void ngx_http_llm_read_body_handler(ngx_http_request_t *r);
 static void ngx_http_llm_body_handler(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_is_large(ngx_http_llm_params_t *params);
 static ngx_int_t ngx_http_llm_copy_buf(ngx_http_request_t *r, ngx_buf_t *b,
-    u_char *to);
+    size_t size, u_char *to);
 static ngx_int_t ngx_http_llm_parse_in_thread(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_parsed(ngx_http_request_t *r);
 
@@ -174,7 +174,8 @@ ngx_http_llm_body_handler(ngx_http_request_t *r)
     rc = ngx_http_llm_begin(ctx);
 
     if (rc == NGX_OK) {
-        rc = ngx_http_llm_join_body(r, &body, &ctx->flattened);
+        rc = ngx_http_llm_join_body(r, NGX_MAX_SIZE_T_VALUE, &body,
+                                    &ctx->flattened);
     }
 
     if (rc != NGX_OK) {
@@ -223,9 +224,11 @@ ngx_http_llm_is_large(ngx_http_llm_params_t *params)
 
 
 ngx_int_t
-ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body, u_char **copy)
+ngx_http_llm_join_body(ngx_http_request_t *r, size_t max, ngx_str_t *body,
+    u_char **copy)
 {
-    off_t         size;
+    off_t         all;
+    size_t        left, n;
     u_char       *p;
     ngx_buf_t    *b;
     ngx_chain_t  *cl, *bufs;
@@ -243,17 +246,19 @@ ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body, u_char **copy)
 
     if (bufs->next == NULL && !b->in_file) {
         body->data = b->pos;
-        body->len = b->last - b->pos;
+        body->len = ngx_min((size_t) (b->last - b->pos), max);
         return NGX_OK;
     }
 
-    size = 0;
+    all = 0;
 
     for (cl = bufs; cl; cl = cl->next) {
-        size += ngx_buf_size(cl->buf);
+        all += ngx_buf_size(cl->buf);
     }
 
-    p = ngx_palloc(r->pool, size ? size : 1);
+    left = ngx_min((size_t) all, max);
+
+    p = ngx_palloc(r->pool, left ? left : 1);
     if (p == NULL) {
         return NGX_ERROR;
     }
@@ -261,15 +266,17 @@ ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body, u_char **copy)
     *copy = p;
 
     body->data = p;
-    body->len = size;
+    body->len = left;
 
-    for (cl = bufs; cl; cl = cl->next) {
+    for (cl = bufs; left; cl = cl->next) {
+        n = ngx_min((size_t) ngx_buf_size(cl->buf), left);
 
-        if (ngx_http_llm_copy_buf(r, cl->buf, p) != NGX_OK) {
+        if (ngx_http_llm_copy_buf(r, cl->buf, n, p) != NGX_OK) {
             return NGX_ERROR;
         }
 
-        p += ngx_buf_size(cl->buf);
+        p += n;
+        left -= n;
     }
 
     return NGX_OK;
@@ -277,21 +284,19 @@ ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body, u_char **copy)
 
 
 static ngx_int_t
-ngx_http_llm_copy_buf(ngx_http_request_t *r, ngx_buf_t *b, u_char *to)
+ngx_http_llm_copy_buf(ngx_http_request_t *r, ngx_buf_t *b, size_t size,
+    u_char *to)
 {
     off_t    at;
-    size_t   size;
     ssize_t  n;
-
-    size = ngx_buf_size(b);
 
     if (ngx_buf_in_memory(b)) {
         ngx_memcpy(to, b->pos, size);
         return NGX_OK;
     }
 
-    for (at = b->file_pos; at < b->file_last; at += n) {
-        n = ngx_read_file(b->file, to, b->file_last - at, at);
+    for (at = b->file_pos; size; at += n, size -= n) {
+        n = ngx_read_file(b->file, to, size, at);
 
         if (n <= 0) {
             ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,

@@ -4,6 +4,9 @@
 #include <string.h>
 
 
+#define NGX_HTTP_LLM_JSON_NEAR  32
+
+
 int
 ngx_http_llm_json_scan(const unsigned char *data, size_t len,
     size_t *structural)
@@ -103,25 +106,48 @@ ngx_http_llm_json_skip_string(const unsigned char *p,
     const unsigned char *last)
 {
     size_t                n;
-    const unsigned char  *begin, *quote;
+    const unsigned char  *near, *quote;
 
-    for (begin = p; p < last; p = quote + 1) {
+    while (p < last) {
+
+        /* a call is worth more than a few characters */
+
+        near = (last - p > NGX_HTTP_LLM_JSON_NEAR)
+               ? p + NGX_HTTP_LLM_JSON_NEAR : last;
+
+        while (p < near && *p != '"' && *p != '\\') {
+            p++;
+        }
+
+        if (p == last) {
+            break;
+        }
+
+        if (*p == '"') {
+            return p + 1;
+        }
+
+        if (*p == '\\') {
+            p += (last - p > 1) ? 2 : 1;
+            continue;
+        }
 
         quote = (const unsigned char *) memchr(p, '"', last - p);
 
         if (quote == NULL) {
-            return last;
+            break;
         }
 
         /* behind an odd number of backslashes it is the string's own */
 
-        for (n = 0; quote - n > begin && quote[-1 - (ptrdiff_t) n] == '\\'; n++)
-        {
+        for (n = 0; quote - n > p && quote[-1 - (ptrdiff_t) n] == '\\'; n++) {
             /* void */
         }
 
+        p = quote + 1;
+
         if (n % 2 == 0) {
-            return quote + 1;
+            return p;
         }
     }
 
@@ -134,42 +160,29 @@ ngx_http_llm_json_skip_value(const unsigned char *p, const unsigned char *last)
 {
     size_t  depth;
 
+    /* no branches, which nobody can foretell in a hostile text */
+
+    static const signed char  deeper[256] = {
+        ['{'] = 1, ['['] = 1, ['}'] = -1, [']'] = -1
+    };
+
     depth = 0;
 
     while (p < last) {
 
-        switch (*p) {
-
-        case '"':
+        if (*p == '"') {
             p = ngx_http_llm_json_skip_string(p + 1, last);
             continue;
+        }
 
-        case '{':
-        case '[':
-            depth++;
-            break;
-
-        case '}':
-        case ']':
-            if (depth == 0) {
-                return p;
-            }
-
-            depth--;
-            break;
-
-        case ',':
-            if (depth == 0) {
-                return p;
-            }
-
+        if (depth == 0 && (*p == ',' || *p == '}' || *p == ']')) {
             break;
         }
 
-        p++;
+        depth += deeper[*p++];
     }
 
-    return last;
+    return p;
 }
 
 

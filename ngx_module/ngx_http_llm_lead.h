@@ -1,7 +1,8 @@
 
 /*
  * The text that a prompt begins with, out of a body that may be anything.
- * One pass, no parser: it has to cost little where requests only pass by.
+ * No parser, and no further than that text: it has to cost little where
+ * requests only pass by.
  * No nginx types: tested and fuzzed alone.
  */
 
@@ -11,19 +12,24 @@
 
 
 #include "engine/ipc/prefix.h"
+#include "ngx_module/ngx_http_llm_cursor.h"
 
 
-/* the longest text, and what a character may add before it is cut */
-#define NGX_HTTP_LLM_LEAD_SIZE  (LLM_IPC_PREFIX_CHAT + 4)
+/* how much of a body is worth it: more would hold up others of the worker */
+#define NGX_HTTP_LLM_LEAD_MAX_BODY  (512 * 1024)
+
+/* the longest text, and what its last character has more */
+#define NGX_HTTP_LLM_LEAD_SIZE                                               \
+    (LLM_IPC_PREFIX_CHAT + NGX_HTTP_LLM_CURSOR_SPARE)
 
 
 /*
- * Writes what engine/ipc/prefix.h calls the text and returns its length, or
- * -1 where the body is no request: no JSON object, one with more members than
- * a request may have, without messages and prompt, or with something else in
- * their places.
+ * Writes what engine/ipc/prefix.h calls the text and returns its length, or 0
+ * where there is none.  Of messages and prompt the first that is not null
+ * counts.  What follows the text may be anything; where it is broken or cut
+ * the text is what was whole before.
  */
-int ngx_http_llm_lead(const unsigned char *body, size_t len,
+size_t ngx_http_llm_lead(const unsigned char *body, size_t len,
     unsigned char text[NGX_HTTP_LLM_LEAD_SIZE]);
 
 

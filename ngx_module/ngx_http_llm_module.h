@@ -5,7 +5,7 @@
  *   route.c     the content handler: route, method, tenant
  *   body.c      reads the body, has it parsed by params.c
  *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
- *   prefix.c    $llm_prefix, of what lead.c finds in a body
+ *   prefix.c    $llm_prefix, of what lead.c finds in a body with cursor.c
  *   request.c   chooses an engine, submits, notes its records, ends
  *   models.c    lists models, tells of their health
  *   engine.c    which engine: their health and load
@@ -321,11 +321,11 @@ uint32_t ngx_http_llm_parse_weight(ngx_str_t *value);
 ngx_int_t ngx_http_llm_generate(ngx_http_llm_ctx_t *ctx);
 
 /*
- * The body that was read, in one piece; *copy, if not NULL, may be given back
- * with ngx_pfree().
+ * The body that was read, or its first max bytes, in one piece; *copy, if not
+ * NULL, may be given back with ngx_pfree().
  */
-ngx_int_t ngx_http_llm_join_body(ngx_http_request_t *r, ngx_str_t *body,
-    u_char **copy);
+ngx_int_t ngx_http_llm_join_body(ngx_http_request_t *r, size_t max,
+    ngx_str_t *body, u_char **copy);
 
 
 /* ngx_http_llm_prefix.c */

@@ -12,17 +12,12 @@
 #include <openssl/sha.h>
 
 
-/* to look through more would hold up other requests of the worker */
-#define NGX_HTTP_LLM_PREFIX_MAX_BODY  (2 * 1024 * 1024)
-
-
 static ngx_uint_t ngx_http_llm_body_is_read(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_lead_of_body(ngx_http_request_t *r,
     ngx_str_t *text);
-static off_t ngx_http_llm_body_size(ngx_http_request_t *r);
 
 
-/* empty where the body is not there, too large, or no request */
+/* empty where the body is not there, or no text that others may begin with */
 
 ngx_int_t
 ngx_http_llm_prefix_variable(ngx_http_request_t *r,
@@ -42,7 +37,6 @@ ngx_http_llm_prefix_variable(ngx_http_request_t *r,
     v->no_cacheable = 0;
 
     if (!ngx_http_llm_body_is_read(r)) {
-        v->no_cacheable = 1;
         return NGX_OK;
     }
 
@@ -96,32 +90,25 @@ ngx_http_llm_body_is_read(ngx_http_request_t *r)
 }
 
 
-/* NGX_DECLINED: it is no request, or too large */
+/* NGX_DECLINED: there is none */
 
 static ngx_int_t
 ngx_http_llm_lead_of_body(ngx_http_request_t *r, ngx_str_t *text)
 {
-    int         len;
     u_char     *copy;
     ngx_int_t   rc;
     ngx_str_t   body;
-
-    if (ngx_http_llm_body_size(r) > NGX_HTTP_LLM_PREFIX_MAX_BODY) {
-        return NGX_DECLINED;
-    }
 
     text->data = ngx_palloc(r->pool, NGX_HTTP_LLM_LEAD_SIZE);
     if (text->data == NULL) {
         return NGX_ERROR;
     }
 
-    rc = ngx_http_llm_join_body(r, &body, &copy);
-
-    len = -1;
+    rc = ngx_http_llm_join_body(r, NGX_HTTP_LLM_LEAD_MAX_BODY, &body, &copy);
 
     if (rc == NGX_OK) {
-        len = ngx_http_llm_lead(body.data, body.len, text->data);
-        rc = (len < 0) ? NGX_DECLINED : NGX_OK;
+        text->len = ngx_http_llm_lead(body.data, body.len, text->data);
+        rc = text->len ? NGX_OK : NGX_DECLINED;
     }
 
     if (copy) {
@@ -130,26 +117,7 @@ ngx_http_llm_lead_of_body(ngx_http_request_t *r, ngx_str_t *text)
 
     if (rc != NGX_OK) {
         ngx_pfree(r->pool, text->data);
-        return rc;
     }
 
-    text->len = len;
-
-    return NGX_OK;
-}
-
-
-static off_t
-ngx_http_llm_body_size(ngx_http_request_t *r)
-{
-    off_t         size;
-    ngx_chain_t  *cl;
-
-    size = 0;
-
-    for (cl = r->request_body->bufs; cl; cl = cl->next) {
-        size += ngx_buf_size(cl->buf);
-    }
-
-    return size;
+    return rc;
 }

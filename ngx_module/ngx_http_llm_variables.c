@@ -53,9 +53,10 @@ static ngx_http_variable_t  ngx_http_llm_vars[] = {
     { ngx_string("llm_request_id"), NULL, ngx_http_llm_request_id_variable, 0,
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
-    /* of a body that is read it stays what it is */
+    /* it depends on the location, which an error_page may change */
 
-    { ngx_string("llm_prefix"), NULL, ngx_http_llm_prefix_variable, 0, 0, 0 },
+    { ngx_string("llm_prefix"), NULL, ngx_http_llm_prefix_variable, 0,
+      NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
       ngx_http_null_variable
 };

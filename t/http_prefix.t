@@ -26,6 +26,7 @@ my $nginx = $t->nginx(
             server 127.0.0.1:%%PORT4%%;
             server 127.0.0.1:%%PORT5%%;
         }
+        upstream full { server 127.0.0.1:%%PORT6%%; }
         map $http_x_early $early { default ""; "yes" $llm_prefix; }
         map $llm_prefix $key { "" $request_id; default $llm_prefix; }
         server {
@@ -60,6 +61,18 @@ my $nginx = $t->nginx(
                 proxy_pass http://nodes;
                 proxy_set_header X-Prefix "<$llm_prefix>";
             }
+            location /again/ {
+                llm_tenant first;
+                error_page 503 = @again;
+                proxy_set_header X-Prefix "<$llm_prefix>";
+                proxy_pass http://full;
+                proxy_intercept_errors on;
+            }
+            location @again {
+                llm_tenant second;
+                proxy_pass http://nodes;
+                proxy_set_header X-Prefix "<$llm_prefix>";
+            }
             location /spread/ { llm_tenant $http_x_tenant; proxy_pass http://spread; }
             location /unread/ { return 200 "<$llm_prefix>"; }
         }
@@ -73,6 +86,7 @@ my $nginx = $t->nginx(
                 return 200 $http_x_prefix;
             }
         }
+        server { listen 127.0.0.1:%%PORT6%%; return 503; }
 EOT
     location => "add_header X-Prefix <\$llm_prefix>;");
 my ($front, $front_h2) = @{ $nginx->{ports} }{2, 3};
@@ -117,7 +131,6 @@ is((ask(chat('You are a poet.'), tenant => 'b'))[0], prefix('b', 'You are a poet
 is((ask(chat('You are a clerk.')))[0], prefix('a', 'You are a clerk.'), 'another text');
 my %nodes = map { (ask(chat('You are a poet.'), tenant => "t$_"))[1] => 1 } 1 .. 20;
 is(scalar keys %nodes, 2, 'tenants spread over the nodes');
-is((ask(chat()))[0], prefix('a', ''), 'no system message');
 is((ask(chat("caf\x{e9} \x{1f600}\n")))[0], prefix('a', "caf\x{e9} \x{1f600}\n"), 'not only ASCII');
 is((ask({ messages => [ { role => 'developer', content => 'a' },
     { role => 'system', content => [ { type => 'text', text => 'b' } ] },
@@ -137,8 +150,17 @@ is_deeply([ ask($large) ], [ $first, $node, '<>' ], 'a megabyte in a file');
 is_deeply([ ask($large, pieces => 50_000) ], [ $first, $node, '<>' ], 'in chunks');
 is((ask(chat('You are a poet.'), pieces => 7))[0], $first, 'in small chunks');
 is((ask(chat('You are a poet.'), uri => '/file/v1/x'))[0], $first, 'a small one in a file');
-is((ask(chat('s' x 1_000_000)))[0], prefix('a', 's' x 65536), 'a megabyte of system text');
-is((ask(chat('You are a poet.', 'x' x 2_097_200)))[0], '<>', 'more than two');
+is((ask('{"messages":[{"role":"system","content":"' . 's' x 1_000_000 . '"}]}'))[0],
+    prefix('a', 's' x 65536), 'a megabyte of system text');
+is((ask('{"messages":[{"content":"' . 's' x 1_000_000 . '","role":"system"}]}'))[0], '<>',
+    'which is not known to be that so soon');
+is((ask(chat('You are a poet.', 'x' x 5_000_000)))[0], $first, 'five, of which the first bytes count');
+for my $case ([ 524_289, '<>' ], [ 524_288, prefix('a', 'y') ]) {
+    my $body = '{"x":"%s","prompt":"y"';
+
+    is((ask(sprintf $body, 'x' x ($case->[0] + 2 - length $body)))[0], $case->[1],
+        "what it says in $case->[0] bytes");
+}
 my $h2 = LLM::HTTP2->new(port => $front_h2);
 my $poet = JSON::PP->new->encode(chat('You are a poet.'));
 for my $uri ('/v1/chat/completions', '/file/v1/chat/completions') {
@@ -152,7 +174,8 @@ $h2->close;
 # what is none
 
 for my $case ([ 'no JSON', 'hello' ], [ 'broken JSON', '{"messages": [{"role": "system"' ],
-    [ 'no object', '[1]' ], [ 'no request', '{"a": 1}' ], [ 'no body', '' ], [ 'a form', 'a=b&c=d' ]) {
+    [ 'no object', '[1]' ], [ 'no request', '{"a": 1}' ], [ 'no body', '' ], [ 'a form', 'a=b&c=d' ],
+    [ 'no system message', chat() ], [ 'an empty one', chat('') ]) {
     is((ask($case->[1]))[0], '<>', $case->[0]);
 }
 my $unbuffered = LLM::Client->new(port => $front);
@@ -165,8 +188,10 @@ is(LLM::Client->new(port => $front)->post('/unread/', chat('x'))->body, '<>', 'a
 is_deeply([ ask(chat('You are a poet.'), headers => { 'X-Early' => 'yes' }) ], [ $first, $node, '<>' ],
     'asked for too early, it is asked for again');
 
-%nodes = map { (ask('hello', uri => '/spread/v1/x'))[1] => 1 } 1 .. 20;
-is(scalar keys %nodes, 2, 'by a map they spread');
+for my $body ('hello', chat()) {
+    %nodes = map { (ask($body, uri => '/spread/v1/x'))[1] => 1 } 1 .. 20;
+    is(scalar keys %nodes, 2, 'by a map they spread');
+}
 %nodes = map { (ask(chat('You are a poet.', $_), uri => '/spread/v1/x'))[1] => 1 } 1 .. 20;
 is(scalar keys %nodes, 1, 'and the others do not');
 
@@ -175,6 +200,8 @@ is(scalar keys %nodes, 1, 'and the others do not');
 is((ask(chat('x'), uri => '/nobody/v1/x'))[0], prefix('', 'x'), 'no tenant');
 is((ask(chat('x'), uri => '/public/v1/x', tenant => $_))[0], prefix('*public*', 'x'),
     'llm_cache_scope public: everybody') for qw(a b);
+
+is((ask(chat('x'), uri => '/again/v1/x'))[0], prefix('second', 'x'), 'another location, another tenant');
 
 # where it is served
 

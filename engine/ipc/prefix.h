@@ -1,5 +1,5 @@
-/* $llm_prefix: what sends requests that begin alike to the same node. Both sides compute it. No
- * nginx types, no engine types. */
+/* $llm_prefix: what sends requests that begin alike to the same node. Only nginx computes it; the
+ * definition is here because nodes of different versions must agree on it. No nginx types. */
 
 #ifndef LLM_IPC_PREFIX_H
 #define LLM_IPC_PREFIX_H
@@ -10,7 +10,8 @@
 #define LLM_IPC_PREFIX_SIZE 16
 
 /* How much of the text counts: of a chat the contents of its leading system messages (developer is
- * system), joined; of a completion its first prompt, a token id being four bytes, little-endian. */
+ * system), joined; of a completion its first prompt, a token id being four bytes, little-endian.
+ * Without text there is no prefix: nothing is shared. */
 #define LLM_IPC_PREFIX_CHAT 65536
 #define LLM_IPC_PREFIX_PROMPT 1024
 

@@ -3,6 +3,8 @@
 #include "ngx_module/ngx_http_llm_json.h"
 #include "t/unit/tap.h"
 
+#include <stdint.h>
+
 static unsigned char *bytes(const char *s)
 {
     return (unsigned char *) s;
@@ -94,6 +96,32 @@ static void test_member(void)
     }
 }
 
+/* Strings of any length with quotes and backslashes anywhere, against one step at a time. */
+static void test_skip_string(void)
+{
+    uint32_t random = 1;
+    bool same = true;
+
+    for (int i = 0; i < 100000 && same; i++) {
+        unsigned char text[100];
+        size_t len, n, most;
+
+        random = random * 1664525 + 1013904223;
+        len = (random >> 16) % (sizeof(text) + 1);
+        most = (random >> 8) % 64 + 2;
+        for (size_t k = 0; k < len; k++) {
+            random = random * 1664525 + 1013904223;
+            text[k] = (unsigned char) "\"\\a"[(random >> 16) % most > 1 ? 2 : random >> 31];
+        }
+        for (n = 0; n < len && text[n] != '"'; n++) {
+            n += text[n] == '\\';
+        }
+        n = n < len ? n + 1 : len;
+        same = ngx_http_llm_json_skip_string(text, text + len) == text + n;
+    }
+    ok(same, "strings of any form end where they end");
+}
+
 /* Escapes into buffers of `room` bytes, one after the other. */
 static void escape(const char *text, size_t len, size_t room, char *out, size_t *out_len)
 {
@@ -148,6 +176,7 @@ int main(void)
 {
     test_scan();
     test_member();
+    test_skip_string();
     test_escape();
     return done_testing();
 }

@@ -1,5 +1,6 @@
 /* The text that $llm_prefix stands for: what counts of which body, and that no body of any form is
- * read beyond its end. LLM_LONG=1 asks for more bodies, LLM_SEED for the same ones again. */
+ * read beyond its end or further than it has to be. LLM_LONG=1 asks for more bodies, LLM_SEED for
+ * the same ones again. */
 
 #include "ngx_module/ngx_http_llm_lead.h"
 #include "ngx_module/ngx_http_llm_params.h"
@@ -10,10 +11,10 @@
 static unsigned char text[NGX_HTTP_LLM_LEAD_SIZE];
 
 /* Reads memory of its exact size, so that a sanitizer sees a byte too many. */
-static int lead(const char *body, size_t len)
+static size_t lead(const char *body, size_t len)
 {
     unsigned char *copy = malloc(len > 0 ? len : 1);
-    int n;
+    size_t n;
 
     memcpy(copy, body, len);
     n = ngx_http_llm_lead(copy, len, text);
@@ -40,14 +41,20 @@ static const struct {
     {"{\"messages\":[{\"role\":\"system\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
      "{\"text\":\"b\",\"type\":\"text\"}]}]}",
      TEXT("ab")},
-    {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", TEXT("")},
-    {"{\"messages\":[{\"role\":\"systems\",\"content\":\"x\"}]}", TEXT("")},
-    {"{\"messages\":[]}", TEXT("")},
-    {"{\"messages\":[ ]}", TEXT("")},
-    {"{\"messages\":[{\"role\":\"system\",\"content\":[]}]}", TEXT("")},
+    {"{\"messages\":[{\"content\":[{\"text\":\"a\",\"x\":[{}],\"type\":\"text\"}],\"name\":\"n\","
+     "\"role\":\"system\"},{\"role\":\"system\",\"content\":\"b\"}]}",
+     TEXT("ab")},
+    {"{\"messages\":[{\"role\":\"system\",\"content\":\"\"},{\"role\":\"system\",\"content\":\"a\"}"
+     "]}",
+     TEXT("a")},
+    /* names and roles in other letters */
+    {"{\"messag\\u0065s\":[{\"r\\u006fle\":\"sys\\u0074em\",\"\\u0063ontent\":\"abc\"}]}",
+     TEXT("abc")},
     /* completions: the first prompt */
     {"{\"prompt\":\"abc\"}", TEXT("abc")},
     {"{\"prompt\":[\"abc\",\"d\"]}", TEXT("abc")},
+    {"{\"prompt\":\"abc\",\"messages\":null}", TEXT("abc")},
+    {"{\"messages\":null,\"prompt\":\"abc\"}", TEXT("abc")},
     {"{\"prompt\":[97,  25186,1633837924]}", TEXT("a\0\0\0bb\0\0dcba")},
     {"{\"prompt\":[[97],[98]]}", TEXT("a\0\0\0")},
     /* nothing of other members counts */
@@ -58,36 +65,67 @@ static const struct {
     {"{\"prompt\":\"\\u0041\\u00e9\\u20AC\\ud83d\\ude00\"}", TEXT("A\u00e9\u20ac\U0001f600")},
 };
 
+/* No text, or none that others may begin with. */
 static const char *const bad[] = {
     "", " ", "null", "[]", "\"prompt\"", "{", "{}", "{} ", "{\"a\":1}", "{\"prompt\"}",
-    "{\"prompt\":}", "{\"prompt\":\"x\"", "{\"prompt\":\"x\"]", "{\"prompt\":\"x\"} y",
-    "{\"prompt\":\"x\",}", "{\"prompt\":\"x", "{\"prompt\":\"x\\", "{\"prompt\":\"x\"}}",
+    "{\"prompt\":}", "{\"prompt\":\"x", "{\"prompt\":\"x\\", "{\"prompt\":\"\"}",
     "{\"prompt\":1}", "{\"prompt\":null}", "{\"prompt\":{}}", "{\"prompt\":[]}",
-    "{\"prompt\":[1,\"a\"]}", "{\"prompt\":[-1]}", "{\"prompt\":[null]}", "{\"prompt\":[[]",
-    "{\"prompt\":\"a\",\"prompt\":\"b\"}", "{\"prompt\":\"a\",\"messages\":[]}",
-    "{prompt:\"a\"}", "{\"prompt\" \"a\"}", "{\"prompt\":\"a\nb\"}", "{\"prompt\":\"\\x\"}",
+    "{\"prompt\":[-1]}", "{\"prompt\":[null]}", "{\"prompt\":[[]",
+    "{\"prompt\":[[\"a\"]]}", "{\"prompt\":[1.5]}", "{\"prompt\":[1", "{\"prompt\":[[[1]]]}",
+    "{prompt:\"a\"}", "{\"prompt\" \"a\"}", "{\"a\":1 \"prompt\":\"a\"}",
+    "{\"a\":1]\"prompt\":\"a\"}",
+    "{\"prompt\":\"a\nb\"}", "{\"prompt\":\"\\x\"}",
     "{\"prompt\":\"\\u004\"}", "{\"prompt\":\"\\u004g\"}", "{\"prompt\":\"\\u0000\"}",
     "{\"prompt\":\"\\ud83d\"}", "{\"prompt\":\"\\ud83d\\n\"}", "{\"prompt\":\"\\ud83d\\u0041\"}",
-    "{\"prompt\":\"\\ude00\"}",
+    "{\"prompt\":\"\\ude00\"}", "{\"a\\x\":1,\"prompt\":\"a\"}",
     "{\"messages\":{}}", "{\"messages\":\"x\"}", "{\"messages\":[1]}", "{\"messages\":[{}]}",
+    "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}",
+    "{\"messages\":[{\"role\":\"systems\",\"content\":\"x\"}]}",
+    "{\"messages\":[]}", "{\"messages\":[ ]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":[]}]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"\"}]}",
     "{\"messages\":[{\"content\":\"x\"}]}", "{\"messages\":[{\"role\":\"system\"}]}",
+    "{\"messages\":[{\"role\":1,\"content\":\"x\"}]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":null}]}",
-    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}}",
-    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"} {}]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":[{\"type\":\"image\",\"text\":\"x\"}]}]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":[{\"type\":\"text\"}]}]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":[\"x\"]}]}",
 };
 
+/* What follows the text may be anything. */
+static const char *const open_ended[] = {
+    "{\"prompt\":\"x\"", "{\"prompt\":\"x\"]", "{\"prompt\":\"x\"} y", "{\"prompt\":\"x\",}",
+    "{\"prompt\":\"x\",\"prompt\":\"b\"}", "{\"prompt\":\"x\",\"messages\":[]}",
+    "{\"prompt\":[\"x\"",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"} {\"role\":\"system\",\"content\":\"y\"}"
+    "]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\",\"content\":\"y\"}]}",
+    "{\"messages\":[{\"content\":\"x\",\"role\":\"system\",\"role\":\"system\"}]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"},{\"content\":\"y\"},"
+    "{\"role\":\"system\",\"content\":\"z\"}]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"},{\"content\":\"y",
+    "{\"messages\":[{\"role\":\"system\",\"content\":[{\"type\":\"text\",\"text\":\"x\"},{\"type\":"
+    "\"image\"}]}]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}]",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"},{\"role\":\"user\"",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"}],\"prompt\":\"y\"}",
+};
+
 static void test_texts(void)
 {
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
-        int n = lead(good[i].body, strlen(good[i].body));
+        size_t n = lead(good[i].body, strlen(good[i].body));
 
-        ok(n == (int) good[i].len && memcmp(text, good[i].text, good[i].len) == 0, "body %zu", i);
+        ok(n == good[i].len && memcmp(text, good[i].text, good[i].len) == 0, "body %zu", i);
     }
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        ok(lead(bad[i], strlen(bad[i])) == -1, "no request %zu", i);
+        ok(lead(bad[i], strlen(bad[i])) == 0, "nothing in %zu", i);
+    }
+    for (size_t i = 0; i < sizeof(open_ended) / sizeof(open_ended[0]); i++) {
+        size_t n = lead(open_ended[i], strlen(open_ended[i]));
+
+        ok(n == 1 && text[0] == 'x', "the beginning of %zu", i);
     }
 }
 
@@ -116,7 +154,7 @@ static size_t text_of(const ngx_http_llm_params_t *p, unsigned char *out)
     return len;
 }
 
-/* The engine, which gets a request as SUBMIT, would find the same text in it. */
+/* What is sent to the engine begins with the same text. */
 static void test_same_as_submit(void)
 {
     unsigned char out[512];
@@ -124,8 +162,7 @@ static void test_same_as_submit(void)
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
         ngx_http_llm_params_t p = {.body = (const unsigned char *) good[i].body,
                                    .len = strlen(good[i].body),
-                                   .kind = strstr(good[i].body, "\"messages\" :") != NULL ||
-                                                   strncmp(good[i].body, "{\"messages\":", 12) == 0
+                                   .kind = strstr(good[i].body, "\"prompt\":") == NULL
                                                ? LLM_IPC_KIND_CHAT
                                                : LLM_IPC_KIND_COMPLETION,
                                    .tenant = (const unsigned char *) "t",
@@ -133,12 +170,9 @@ static void test_same_as_submit(void)
                                    .max_tokens = 1,
                                    .limit = 4096};
 
-        if (ngx_http_llm_params_parse(&p) == NGX_HTTP_LLM_PARAMS_OK) {
-            ok(text_of(&p, out) == good[i].len && memcmp(out, good[i].text, good[i].len) == 0,
-               "body %zu as SUBMIT", i);
-        } else {
-            ok(good[i].len == 0, "body %zu is refused", i);
-        }
+        ok(ngx_http_llm_params_parse(&p) == NGX_HTTP_LLM_PARAMS_OK &&
+               text_of(&p, out) == good[i].len && memcmp(out, good[i].text, good[i].len) == 0,
+           "body %zu as SUBMIT: %s", i, p.fault.message);
         ngx_http_llm_params_free(&p);
     }
 }
@@ -159,26 +193,11 @@ static void test_lengths(void)
             memset(body + at, 'a', (size_t) n);
             strcpy(body + at + n, "\\ud83d\\ude00");
             strcat(body, end[i]);
-            is_int(lead(body, strlen(body)), n + 4 < most[i] ? n + 4 : most[i], "%d bytes", n + 4);
+            is_int((long long) lead(body, strlen(body)), n + 4 < most[i] ? n + 4 : most[i],
+                   "%d bytes", n + 4);
         }
     }
     free(body);
-}
-
-/* More members than the backend takes: nobody has to look through them. */
-static void test_members(void)
-{
-    char body[16 * (NGX_HTTP_LLM_MAX_MEMBERS + 2)];
-
-    for (int n = NGX_HTTP_LLM_MAX_MEMBERS - 1; n <= NGX_HTTP_LLM_MAX_MEMBERS; n++) {
-        int at = sprintf(body, "{");
-
-        for (int i = 0; i < n; i++) {
-            at += sprintf(body + at, "\"m%d\":0,", i);
-        }
-        at += sprintf(body + at, "\"prompt\":\"x\"}");
-        is_int(lead(body, (size_t) at), n < NGX_HTTP_LLM_MAX_MEMBERS ? 1 : -1, "%d members", n + 1);
-    }
 }
 
 static uint64_t state;
@@ -203,15 +222,13 @@ static void test_any_body(void)
     for (int i = 0; i < rounds && sane; i++) {
         const char *from = good[draw(sizeof(good) / sizeof(good[0]))].body;
         size_t len = strlen(from);
-        int n;
 
         memcpy(body, from, len);
         for (uint32_t k = draw(4); k > 0; k--) {
             body[draw((uint32_t) len)] = bytes[draw(sizeof(bytes) - 1)];
         }
         len = draw(2) == 0 ? len : draw((uint32_t) len + 1);
-        n = lead(body, len);
-        sane = n >= -1 && n <= (int) len * 4;
+        sane = lead(body, len) <= len * 4;
     }
     ok(sane, "%d bodies of any form", rounds);
 }
@@ -239,7 +256,6 @@ int main(void)
     test_texts();
     test_same_as_submit();
     test_lengths();
-    test_members();
     test_any_body();
     test_digest();
     return done_testing();
