@@ -51,7 +51,8 @@ struct llm_cache {
 /* What a page costs beside its token ids: an entry, and its place in the pool; a slot's is less. */
 #define ENTRY_BYTES                                                                               \
     (sizeof(uint32_t) + 2 * sizeof(uint64_t) + sizeof(struct llm_digest) /* index */              \
-     + sizeof(struct entry) + LLM_N_TIERS * sizeof(struct llm_link))
+     + sizeof(struct entry) + LLM_N_TIERS * sizeof(struct llm_link)                               \
+     + sizeof(struct llm_cache_tenant *) / 2 /* a bucket for two */)
 #define PLACE_BYTES (2 * sizeof(uint32_t) + sizeof(struct page))
 
 _Static_assert(ENTRY_BYTES + PLACE_BYTES <= 128, "the index takes at most 128 bytes a page");
@@ -120,8 +121,11 @@ static int init(struct llm_cache *c, const struct llm_cache_options *options,
     if (rc == LLM_OK) {
         rc = llm_index_init(&c->index, n_pages + n_slots, err);
     }
+    if (rc == LLM_OK) {
+        rc = llm_owners_init(&c->owners, n_pages + n_slots, err);
+    }
     for (int i = 0; i < LLM_N_TIERS && rc == LLM_OK; i++) {
-        rc = llm_tier_init(&c->tiers[i], i, &c->owners, n_pages + n_slots, err);
+        rc = llm_tier_init(&c->tiers[i], i, n_pages + n_slots, err);
     }
     if (rc != LLM_OK) {
         return rc;
@@ -179,23 +183,55 @@ void llm_cache_free(struct llm_cache *c)
     free(c);
 }
 
+/* --- tenants --- */
+
+/* What it weighs for its share is another. */
+static void reweigh(struct llm_cache *c, struct llm_cache_tenant *t)
+{
+    for (int i = 0; i < LLM_N_TIERS; i++) {
+        llm_tier_reweigh(&c->tiers[i], t);
+    }
+}
+
+static void let_go(struct llm_cache *c, struct llm_cache_tenant *t)
+{
+    if (!llm_owner_gone(t)) {
+        return;
+    }
+    for (int i = 0; i < LLM_N_TIERS; i++) {
+        llm_tier_forget(&c->tiers[i], t);
+    }
+    llm_owners_remove(&c->owners, t);
+}
+
 struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner[32],
                                         uint32_t weight)
 {
-    return llm_owners_join(&c->owners, owner, weight);
+    struct llm_cache_tenant *t = llm_owners_join(&c->owners, owner);
+
+    assert(weight > 0);
+    if (t != NULL && t->weight != weight) {
+        t->weight = weight;
+        reweigh(c, t);
+    }
+    return t;
 }
 
 void llm_cache_leave(struct llm_cache *c, struct llm_cache_tenant *t)
 {
-    llm_owners_leave(&c->owners, t);
+    assert(t->users > 0);
+    t->users--;
+    let_go(c, t);
 }
-
-/* --- an entry's places --- */
 
 static void used_by(struct llm_cache *c, struct llm_cache_tenant *t, uint64_t now)
 {
-    llm_seat_of(&c->owners, t)->used_ns = now;
+    if (llm_owners_use(&c->owners, t, now)) {
+        reweigh(c, t);
+    }
 }
+
+/* --- an entry's places --- */
 
 /* What was pushed out counts for the cache and for the tenant. */
 static void count_evicted(struct llm_cache *c, uint32_t e, enum llm_cache_tier tier)
@@ -214,14 +250,10 @@ static void enter_pool(struct llm_cache *c, uint32_t e, uint32_t page)
 
 static void leave_pool(struct llm_cache *c, uint32_t e)
 {
-    struct llm_tier *tier = &c->tiers[LLM_TIER_MEMORY];
     struct entry *entry = &c->entries[e];
     uint32_t page = entry->page;
 
-    if (llm_tier_idle(tier, e)) {
-        llm_tier_pull(tier, entry->tenant, e);
-    }
-    llm_tier_leave(tier, entry->tenant);
+    llm_tier_leave(&c->tiers[LLM_TIER_MEMORY], entry->tenant, e);
     entry->page = NONE;
     c->pages[page] = (struct page){.entry = LLM_NO_ENTRY};
     llm_pool_drop(&c->pool, &page, 1);
@@ -239,13 +271,9 @@ static void enter_host(struct llm_cache *c, uint32_t e, uint32_t slot)
 /* Copies under way from or to the slot come before those of its next user. */
 static void leave_host(struct llm_cache *c, uint32_t e)
 {
-    struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
     struct entry *entry = &c->entries[e];
 
-    if (llm_tier_idle(tier, e)) {
-        llm_tier_pull(tier, entry->tenant, e);
-    }
-    llm_tier_leave(tier, entry->tenant);
+    llm_tier_leave(&c->tiers[LLM_TIER_HOST], entry->tenant, e);
     llm_pool_drop(&c->host.slots, &entry->slot, 1);
     entry->slot = NONE;
 }
@@ -259,7 +287,7 @@ static void settle(struct llm_cache *c, uint32_t e)
     if (entry->page == NONE && entry->slot == NONE) {
         entry->tenant = NULL;
         llm_index_remove(&c->index, e);
-        llm_owners_let_go(&c->owners, t);
+        let_go(c, t);
     }
 }
 
@@ -276,6 +304,18 @@ static void unindex(struct llm_cache *c, uint32_t e)
 
 /* --- pushing out --- */
 
+/* After a quiet time many may have ceased to be active: one with each page that goes, so that none
+ * takes long. */
+static uint32_t next_to_go(struct llm_cache *c, enum llm_cache_tier tier, uint64_t now)
+{
+    struct llm_cache_tenant *away = llm_owners_age(&c->owners, now);
+
+    if (away != NULL) {
+        reweigh(c, away);
+    }
+    return llm_tier_next(&c->tiers[tier]);
+}
+
 static void push_out_of_host(struct llm_cache *c, uint32_t e)
 {
     count_evicted(c, e, LLM_TIER_HOST);
@@ -286,7 +326,7 @@ static void push_out_of_host(struct llm_cache *c, uint32_t e)
 /* A slot for a page of the tenant; NONE: there is none to be had. */
 static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t, uint64_t now)
 {
-    const struct llm_part *part = llm_part_of(&c->owners, t, LLM_TIER_HOST);
+    const struct llm_part *part = &t->parts[LLM_TIER_HOST];
     uint32_t slot, goes = LLM_NO_ENTRY;
 
     if (part->n_pages >= c->most_of_tenant[LLM_TIER_HOST]) {
@@ -295,7 +335,7 @@ static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t,
         }
         goes = part->oldest;
     } else if (c->host.slots.n_free == 0) {
-        goes = llm_tier_next(&c->tiers[LLM_TIER_HOST], now);
+        goes = next_to_go(c, LLM_TIER_HOST, now);
     }
     if (goes != LLM_NO_ENTRY) {
         push_out_of_host(c, goes);
@@ -314,7 +354,7 @@ static void copy_out(struct llm_cache *c, uint32_t e, uint32_t slot)
     enter_host(c, e, slot);
 }
 
-/* Sees to it that an entry whose page is about to be used anew is in the host tier, if it can be. */
+/* Sees to it that an entry is in the host tier, if it can be: its page is about to be used anew. */
 static void bring_down(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
@@ -361,7 +401,7 @@ static int take(struct llm_cache *c, uint32_t n, uint32_t *pages, uint64_t now)
         return LLM_EAGAIN;
     }
     while (c->pool.n_free < n) {
-        push_out_of_pool(c, llm_tier_next(&c->tiers[LLM_TIER_MEMORY], now), now);
+        push_out_of_pool(c, next_to_go(c, LLM_TIER_MEMORY, now), now);
     }
     return llm_pool_take(&c->pool, n, pages);
 }
@@ -387,7 +427,7 @@ void llm_cache_hold(struct llm_cache *c, uint32_t page)
 static void become_idle(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     struct llm_cache_tenant *t = c->entries[e].tenant;
-    const struct llm_part *part = llm_part_of(&c->owners, t, LLM_TIER_MEMORY);
+    const struct llm_part *part = &t->parts[LLM_TIER_MEMORY];
 
     used_by(c, t, now);
     llm_tier_put(&c->tiers[LLM_TIER_MEMORY], t, e);
@@ -619,8 +659,7 @@ static bool may_be_saved(const struct llm_cache *c, uint32_t page)
     enum llm_cache_tier tier = LLM_TIER_HOST;
 
     return e != LLM_NO_ENTRY && !c->pages[page].pending && c->entries[e].slot == NONE
-           && llm_part_of(&c->owners, c->entries[e].tenant, tier)->n_pages
-                  < c->most_of_tenant[tier];
+           && c->entries[e].tenant->parts[tier].n_pages < c->most_of_tenant[tier];
 }
 
 void llm_cache_save(struct llm_cache *c, uint32_t n)
@@ -657,14 +696,13 @@ struct llm_cache_counts llm_cache_counts(const struct llm_cache *c)
 
 void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx)
 {
-    for (uint32_t i = 0; i < c->owners.n; i++) {
-        const struct llm_seat *seat = &c->owners.seats[i];
-        struct llm_cache_counts counts = seat->tenant->counts;
+    for (const struct llm_cache_tenant *t = c->owners.newest; t != NULL; t = t->older) {
+        struct llm_cache_counts counts = t->counts;
 
-        for (int j = 0; j < LLM_N_TIERS; j++) {
-            counts.bytes[j] = seat->parts[j].n_pages * c->page_bytes;
+        for (int i = 0; i < LLM_N_TIERS; i++) {
+            counts.bytes[i] = t->parts[i].n_pages * c->page_bytes;
         }
-        fn(ctx, seat->tenant->owner, &counts);
+        fn(ctx, t->owner, &counts);
     }
 }
 
@@ -730,26 +768,19 @@ static const char *check_sums(const struct llm_cache *c)
 {
     uint32_t n_used = 0, n_slots = 0;
 
-    for (uint32_t i = 0; i < c->owners.n; i++) {
-        const struct llm_seat *seat = &c->owners.seats[i];
+    for (const struct llm_cache_tenant *t = c->owners.newest; t != NULL; t = t->older) {
         uint32_t n[LLM_N_TIERS] = {0};
 
-        if (seat->tenant->seat != i) {
-            return "a tenant in another's seat";
-        }
         for (uint32_t e = 0; e < c->index.capacity; e++) {
-            if (c->entries[e].tenant == seat->tenant) {
+            if (c->entries[e].tenant == t) {
                 n[LLM_TIER_MEMORY] += c->entries[e].page != NONE;
                 n[LLM_TIER_HOST] += c->entries[e].slot != NONE;
                 n_used++;
             }
         }
-        if (n[LLM_TIER_MEMORY] != seat->parts[LLM_TIER_MEMORY].n_pages
-            || n[LLM_TIER_HOST] != seat->parts[LLM_TIER_HOST].n_pages) {
+        if (n[LLM_TIER_MEMORY] != t->parts[LLM_TIER_MEMORY].n_pages
+            || n[LLM_TIER_HOST] != t->parts[LLM_TIER_HOST].n_pages) {
             return "a tenant's pages are counted wrong";
-        }
-        if (seat->tenant->users == 0 && n[LLM_TIER_MEMORY] + n[LLM_TIER_HOST] == 0) {
-            return "a tenant without users or pages";
         }
         n_slots += n[LLM_TIER_HOST];
     }
@@ -768,8 +799,9 @@ const char *llm_cache_check(const struct llm_cache *c)
 
     wrong = wrong != NULL ? wrong : llm_pool_check(&c->host.slots);
     wrong = wrong != NULL ? wrong : llm_index_check(&c->index);
+    wrong = wrong != NULL ? wrong : llm_owners_check(&c->owners);
     for (int i = 0; i < LLM_N_TIERS && wrong == NULL; i++) {
-        wrong = llm_tier_check(&c->tiers[i]);
+        wrong = llm_tier_check(&c->tiers[i], &c->owners);
     }
     for (uint32_t i = 0; i < c->pool.n_pages && wrong == NULL; i++) {
         wrong = check_page(c, i);

@@ -10,8 +10,10 @@
  *
  * Which idle page goes first: in each tier, of all tenants that hold more than their share, the
  * page whose last use is longest ago; of all tenants, where nobody does. What the tenants with idle
- * pages hold there, in use or not, is shared by weight among those of them that used a page lately
- * (ten minutes). So who floods the cache pushes out his own pages, and who is alone has all of it.
+ * pages hold there, in use or not, is shared by weight among those of them that used a page lately:
+ * in the last ten minutes, or a little longer, as with each page that goes one of them at most
+ * ceases to count. So who floods the cache pushes out his own pages, and who is alone has all of
+ * it. To find the page takes a number of steps that grows with the logarithm of the tenants.
  *
  * Bytes move by backend calls that run in the order of the steps; a step that names pages must
  * carry llm_cache_fence. The model thread alone calls everything here but llm_cache_estimate. */
@@ -101,8 +103,8 @@ void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer
 void llm_cache_forget(struct llm_cache *c, uint32_t page);
 
 /* Copies up to n complete pages ahead into free room of the host tier, so that nobody has to wait
- * for it when they are pushed out. Looks at so many pages of the pool that it costs little, and goes
- * on from there the next time. */
+ * for it when they are pushed out. Looks at so many pages of the pool that it costs little, and
+ * goes on from there the next time. */
 void llm_cache_save(struct llm_cache *c, uint32_t n);
 
 /* Copies that every step from now on has to wait for; 0: none. */

@@ -1,100 +1,156 @@
 #include "engine/cache/owners.h"
 
 #include <assert.h>
-#include <search.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int compare(const void *a, const void *b)
+int llm_owners_init(struct llm_owners *o, uint32_t n_entries, struct llm_error *err)
 {
-    const struct llm_cache_tenant *ta = a, *tb = b;
-
-    return memcmp(ta->owner, tb->owner, sizeof(ta->owner));
+    *o = (struct llm_owners){.n_buckets = n_entries / 2 + 1};
+    o->buckets = calloc(o->n_buckets, sizeof(struct llm_cache_tenant *));
+    if (o->buckets == NULL) {
+        return llm_fail(err, LLM_ENOMEM, "no memory for the tenants of %u latent pages",
+                        n_entries);
+    }
+    return LLM_OK;
 }
 
 void llm_owners_free(struct llm_owners *o)
 {
-    tdestroy(o->by_owner, free);
-    free(o->seats);
+    for (struct llm_cache_tenant *t = o->newest, *older; t != NULL; t = older) {
+        older = t->older;
+        free(t);
+    }
+    free(o->buckets);
     *o = (struct llm_owners){0};
 }
 
-static bool seat(struct llm_owners *o, struct llm_cache_tenant *t)
-{
-    if (o->n == o->room) {
-        uint32_t room = o->room != 0 ? 2 * o->room : 16;
-        struct llm_seat *seats = reallocarray(o->seats, room, sizeof(*seats));
+/* --- the list --- */
 
-        if (seats == NULL) {
-            return false;
-        }
-        o->seats = seats;
-        o->room = room;
-    }
-    t->seat = o->n++;
-    o->seats[t->seat] = (struct llm_seat){.tenant = t};
-    return true;
+/* Between two that are neighbours; NULL: the list ends there. */
+static void link_between(struct llm_owners *o, struct llm_cache_tenant *older,
+                         struct llm_cache_tenant *t, struct llm_cache_tenant *newer)
+{
+    t->older = older;
+    t->newer = newer;
+    *(older != NULL ? &older->newer : &o->oldest) = t;
+    *(newer != NULL ? &newer->older : &o->newest) = t;
 }
 
-static struct llm_cache_tenant *add(struct llm_owners *o, const uint8_t owner[32])
+static void unlink_from_list(struct llm_owners *o, struct llm_cache_tenant *t)
 {
-    struct llm_cache_tenant *t = calloc(1, sizeof(*t));
+    *(t->older != NULL ? &t->older->newer : &o->oldest) = t->newer;
+    *(t->newer != NULL ? &t->newer->older : &o->newest) = t->older;
+    if (o->oldest_active == t) {
+        o->oldest_active = t->newer;
+    }
+}
 
+bool llm_owners_use(struct llm_owners *o, struct llm_cache_tenant *t, uint64_t now_ns)
+{
+    bool was_active = t->active;
+
+    unlink_from_list(o, t);
+    link_between(o, o->newest, t, NULL);
+    t->used_ns = now_ns;
+    t->active = true;
+    if (o->oldest_active == NULL) {
+        o->oldest_active = t;
+    }
+    return !was_active;
+}
+
+struct llm_cache_tenant *llm_owners_age(struct llm_owners *o, uint64_t now_ns)
+{
+    struct llm_cache_tenant *t = o->oldest_active;
+
+    if (t == NULL || now_ns - t->used_ns <= LLM_ACTIVE_NS) {
+        return NULL;
+    }
+    t->active = false;
+    o->oldest_active = t->newer;
+    return t;
+}
+
+/* --- the table --- */
+
+static struct llm_cache_tenant **bucket_of(const struct llm_owners *o, const uint8_t owner[32])
+{
+    uint64_t h;
+
+    memcpy(&h, owner, sizeof(h)); /* a digest is as good as any hash of it */
+    return &o->buckets[h % o->n_buckets];
+}
+
+struct llm_cache_tenant *llm_owners_join(struct llm_owners *o, const uint8_t owner[32])
+{
+    struct llm_cache_tenant **bucket = bucket_of(o, owner), *t;
+
+    for (t = *bucket; t != NULL; t = t->next) {
+        if (memcmp(t->owner, owner, sizeof(t->owner)) == 0) {
+            t->users++;
+            return t;
+        }
+    }
+
+    t = calloc(1, sizeof(*t));
     if (t == NULL) {
         return NULL;
     }
     memcpy(t->owner, owner, sizeof(t->owner));
-    if (tsearch(t, &o->by_owner, compare) == NULL) {
-        free(t);
-        return NULL;
-    }
-    if (!seat(o, t)) {
-        tdelete(t, &o->by_owner, compare);
-        free(t);
-        return NULL;
-    }
+    t->users = 1;
+    t->next = *bucket;
+    *bucket = t;
+    link_between(o, NULL, t, o->oldest);
     return t;
 }
 
-struct llm_cache_tenant *llm_owners_join(struct llm_owners *o, const uint8_t owner[32],
-                                         uint32_t weight)
+bool llm_owner_gone(const struct llm_cache_tenant *t)
 {
-    struct llm_cache_tenant key, *t, *const *found;
-
-    assert(weight > 0);
-    memcpy(key.owner, owner, sizeof(key.owner));
-    found = tfind(&key, &o->by_owner, compare);
-    t = found != NULL ? *found : add(o, owner);
-    if (t != NULL) {
-        t->users++;
-        llm_seat_of(o, t)->weight = weight;
-    }
-    return t;
-}
-
-void llm_owners_leave(struct llm_owners *o, struct llm_cache_tenant *t)
-{
-    assert(t->users > 0);
-    t->users--;
-    llm_owners_let_go(o, t);
-}
-
-void llm_owners_let_go(struct llm_owners *o, struct llm_cache_tenant *t)
-{
-    struct llm_seat *own = llm_seat_of(o, t);
-
-    if (t->users > 0) {
-        return;
-    }
     for (int i = 0; i < LLM_N_TIERS; i++) {
-        if (own->parts[i].n_pages > 0) {
-            return;
+        if (t->parts[i].n_pages > 0) {
+            return false;
         }
     }
+    return t->users == 0;
+}
 
-    /* the last seat moves up */
-    *own = o->seats[--o->n];
-    own->tenant->seat = t->seat;
-    tdelete(t, &o->by_owner, compare);
+void llm_owners_remove(struct llm_owners *o, struct llm_cache_tenant *t)
+{
+    struct llm_cache_tenant **p;
+
+    for (p = bucket_of(o, t->owner); *p != t; p = &(*p)->next) {
+        /* it is there */
+    }
+    *p = t->next;
+    unlink_from_list(o, t);
     free(t);
+}
+
+/* --- the check --- */
+
+const char *llm_owners_check(const struct llm_owners *o)
+{
+    const struct llm_cache_tenant *newer = NULL;
+    bool active = true; /* those that come first */
+
+    for (const struct llm_cache_tenant *t = o->newest; t != NULL; newer = t, t = t->older) {
+        if (t->newer != newer || (newer != NULL && t->used_ns > newer->used_ns)) {
+            return "tenants out of order";
+        }
+        if (t->active && !active) {
+            return "a tenant is active behind one that is not";
+        }
+        active = t->active;
+        if (active && (t->older == NULL || !t->older->active) && o->oldest_active != t) {
+            return "the oldest active tenant is another";
+        }
+        if (llm_owner_gone(t)) {
+            return "a tenant without users or pages";
+        }
+    }
+    if (o->oldest != newer) {
+        return "a list of tenants that ends elsewhere";
+    }
+    return o->oldest_active != NULL && !o->oldest_active->active ? "nobody is active" : NULL;
 }

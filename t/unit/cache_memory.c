@@ -86,7 +86,7 @@ static void test_new(void)
         }
     } while (!all_there);
     ok(right, "memory that is not there for a cache is an error with its text");
-    ok(n_failed >= 14, "%u of %u allocations that failed", n_failed, n - 1);
+    ok(n_failed >= 15, "%u of %u allocations that failed", n_failed, n - 1);
     backend_free(&b);
 }
 
@@ -109,7 +109,7 @@ static void test_join(void)
             fails_in = 0;
             right = right && llm_cache_check(c) == NULL;
         } while (t == NULL);
-        right = right && n >= 3;
+        right = right && n >= 2;
     }
     ok(right, "a tenant that there is no memory for leaves nothing behind");
     ok(llm_cache_check(c) == NULL, "forty tenants");

@@ -63,7 +63,9 @@ static struct {
     uint32_t n_slots, most[LLM_N_TIERS];
     struct node nodes[N_TENANTS][N_NODES];
     uint32_t users[N_PAGES + 1];
+    bool active[N_TENANTS];
     uint64_t used_ns[N_TENANTS];
+    uint64_t last_use[N_TENANTS]; /* in order, also of those at the same time */
     uint32_t weights[N_TENANTS];
     uint64_t uses;
     uint32_t cursor;
@@ -118,13 +120,37 @@ static uint32_t model_free(void)
     return N_PAGES - taken;
 }
 
+static void use(uint32_t t)
+{
+    model.active[t] = true;
+    model.used_ns[t] = clock_ns;
+    model.last_use[t] = ++model.uses;
+}
+
+/* Of the tenants that are active without having used a page for long, the one that has not for
+ * longest ceases to be. */
+static void age(void)
+{
+    uint32_t oldest = N_TENANTS;
+
+    for (uint32_t t = 0; t < N_TENANTS; t++) {
+        if (model.active[t] && clock_ns - model.used_ns[t] > 10 * MINUTE
+            && (oldest == N_TENANTS || model.last_use[t] < model.last_use[oldest])) {
+            oldest = t;
+        }
+    }
+    if (oldest < N_TENANTS) {
+        model.active[oldest] = false;
+    }
+}
+
 static bool is_over(uint32_t t, enum llm_cache_tier tier)
 {
     double pages = 0, weights = 0, weight = 0;
 
     for (uint32_t i = 0; i < N_TENANTS; i++) {
         if (count_pages(i, tier, true) > 0) {
-            double w = clock_ns - model.used_ns[i] <= 10 * MINUTE ? model.weights[i] : 0;
+            double w = model.active[i] ? model.weights[i] : 0;
 
             pages += count_pages(i, tier, false);
             weights += w;
@@ -164,6 +190,7 @@ static struct node *next_to_go(enum llm_cache_tier tier)
     bool over[N_TENANTS], all[N_TENANTS];
     struct node *n;
 
+    age();
     for (uint32_t t = 0; t < N_TENANTS; t++) {
         over[t] = is_over(t, tier);
         all[t] = true;
@@ -244,7 +271,7 @@ static void model_drop(uint32_t page)
         return;
     }
     t = tenant_of(n);
-    model.used_ns[t] = clock_ns;
+    use(t);
     n->used[LLM_TIER_MEMORY] = ++model.uses;
     if (count_pages(t, LLM_TIER_MEMORY, true) > model.most[LLM_TIER_MEMORY]) {
         model_push_out(oldest_of(LLM_TIER_MEMORY, t), LLM_TIER_MEMORY);
@@ -304,7 +331,9 @@ static struct llm_cache_found model_match(uint32_t t, uint32_t prompt, uint32_t 
             model_drop(found[i]->page);
         }
     }
-    model.used_ns[t] = f.n > 0 ? clock_ns : model.used_ns[t];
+    if (f.n > 0) {
+        use(t);
+    }
     model.counts.hit_tokens[LLM_TIER_MEMORY] += (f.n - f.n_host) * LLM_PAGE_TOKENS;
     model.counts.hit_tokens[LLM_TIER_HOST] += f.n_host * LLM_PAGE_TOKENS;
     model.counts.miss_tokens += (n_pages - f.n) * LLM_PAGE_TOKENS;
@@ -440,7 +469,7 @@ static bool begin(struct seq *q)
         if (is_new) {
             *nodes[i] = (struct node){.page = q->pages[i], .pending = true};
             nodes[i]->there[LLM_TIER_MEMORY] = true;
-            model.used_ns[t] = clock_ns;
+            use(t);
         }
     }
     return true;
@@ -495,7 +524,7 @@ static bool rejoin(uint32_t t)
     llm_cache_leave(cache, tenants[t]);
     model.weights[t] = 1 + draw(3);
     if (count_pages(t, LLM_TIER_MEMORY, false) + count_pages(t, LLM_TIER_HOST, false) == 0) {
-        model.used_ns[t] = 0;
+        model.active[t] = false;
     }
     tenants[t] = llm_cache_join(cache, owner, model.weights[t]);
     return tenants[t] != NULL;
