@@ -48,13 +48,13 @@ static ngx_http_llm_error_t  ngx_http_llm_status_errors[] = {
       "The engine is full", 1 },
 
     { NGX_HTTP_TOO_MANY_REQUESTS, "tenant_full", NULL,
-      "Too many requests of this tenant are waiting", 1 },
+      "Too many requests or tokens of this tenant are waiting", 1 },
 
     { NGX_HTTP_SERVICE_UNAVAILABLE, "engine_draining", NULL,
       "The engine is going to restart", 2 },
 
     { NGX_HTTP_SERVICE_UNAVAILABLE, "queue_timeout", NULL,
-      "The request waited too long for its turn", 1 },
+      "The request does not get its turn in time", 1 },
 
     { NGX_HTTP_SERVICE_UNAVAILABLE, "first_token_timeout", NULL,
       "The first token took too long", 1 },
