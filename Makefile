@@ -9,6 +9,8 @@
 #   make module NGINX_SRC=DIR   the module against an nginx source tree
 #   make install PREFIX= DESTDIR=
 #   make SANITIZE=address,undefined …   in a build directory of its own
+#   make check-gpu, make bench-gpu      the CUDA kernels, on a machine with a GPU; make CUDA=1
+#                                       builds their programs along with the rest
 #
 # Every room of the engine is one static archive, and a link names just the rooms that its arrows
 # allow (doc/design.md, section 2): a forbidden call does not link.
@@ -178,6 +180,44 @@ bench-audit: engine module
 .PHONY: bench-edge
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl
+
+# --- the GPU ---
+
+CUDA_HOME = /usr/local/cuda
+CUDA_ARCHS = 90a
+NVCC = $(CUDA_HOME)/bin/nvcc
+NVCC_FLAGS = -O3 -std=c++17 -I. -lineinfo $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
+CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lm
+
+$(BUILD)/libkernels_cuda.a: $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard kernels/cuda/*.cu))
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(BUILD)/obj/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+# t/gpu/*.c are tests, t/bench/gpu/*.c print figures
+GPU_TESTS = $(patsubst t/gpu/%.c,$(BUILD)/t/gpu/%,$(wildcard t/gpu/*.c))
+GPU_BENCHES = $(patsubst t/bench/gpu/%.c,$(BUILD)/bench/gpu/%,$(wildcard t/bench/gpu/*.c))
+$(BUILD)/obj/t/gpu/%.o $(BUILD)/obj/t/bench/gpu/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(GPU_TESTS) $(GPU_BENCHES): $(BUILD)/%: $(BUILD)/libkernels_cuda.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) $(filter %.o,$^) $(filter %.a,$^) -o $@ $(CUDA_LIBS)
+$(GPU_TESTS): $(BUILD)/t/gpu/%: $(BUILD)/obj/t/gpu/%.o
+$(GPU_BENCHES): $(BUILD)/bench/gpu/%: $(BUILD)/obj/t/bench/gpu/%.o
+
+.PHONY: gpu check-gpu bench-gpu
+gpu: $(GPU_TESTS) $(GPU_BENCHES)
+check-gpu: $(GPU_TESTS)
+	prove --timer --failures $^
+	set -e; for tool in memcheck racecheck initcheck; do for test in $^; do \
+		echo "$$tool $$test"; compute-sanitizer --tool $$tool --error-exitcode 1 $$test 4 >$$test.log || \
+			{ cat $$test.log; exit 1; }; done; done
+bench-gpu: $(GPU_BENCHES)
+	set -e; for bench in $^; do $$bench; done
+ifeq ($(CUDA),1)
+all: gpu
+endif
 
 # --- demo ---
 

@@ -1,0 +1,83 @@
+/* CUDA kernels: pure functions on pointers, shapes and a stream.
+ *
+ * All pointers below are to memory of the device, all sizes are in elements unless said. What
+ * every launch has in common:
+ *  - It returns 0, or the cudaError_t of the launch; what goes wrong on the device later shows
+ *    where the stream is waited for. It allocates nothing and waits for nothing, so that it may
+ *    be captured into a graph.
+ *  - Activations are bf16, sums are fp32, products are exact.
+ *  - Every output is summed up in one order that depends on nothing but the shapes of what is
+ *    launched: not on the number of rows or sequences, nor on which block computes it.
+ *  - Pointers to rows are aligned to 16 bytes and so are the steps from row to row. */
+
+#ifndef KERNELS_CUDA_KERNELS_H
+#define KERNELS_CUDA_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct CUstream_st; /* cudaStream_t points to one */
+
+/* Where a launch goes. overlap: its blocks may begin, and fetch weights, while the launch before
+ * it in the stream still runs; that must be one of these kernels, too. What any launch reads
+ * except weights and their scales it reads after the one before it has ended. */
+struct llm_cuda_queue {
+    struct CUstream_st *stream;
+    bool overlap;
+};
+
+enum llm_cuda_dtype { LLM_CUDA_BF16, LLM_CUDA_E4M3 };
+
+#define LLM_CUDA_SCALE_BLOCK 128
+
+/* A matrix as a checkpoint stores it, row-major. E4M3 has an fp32 scale for each block of 128 x
+ * 128: element (i, j) is value * scale[i / 128 * scale_stride + j / 128]. No value may be a code
+ * for NaN: they are read as +-480. */
+struct llm_cuda_matrix {
+    enum llm_cuda_dtype dtype;
+    uint32_t rows, cols;
+    const void *data;
+    size_t stride; /* bytes from row to row */
+    const float *scale;
+    size_t scale_stride; /* floats from row to row of blocks */
+};
+
+/* --- linear.cu --- */
+
+enum llm_cuda_store {
+    LLM_CUDA_SET_BF16, /* rounded to nearest even */
+    LLM_CUDA_SET_F32,
+    LLM_CUDA_ADD_F32, /* onto what is there */
+};
+
+/* out[r][n] = sum over k of x[r][k] * w[n][k], for rows r of x: bf16, ldx apart. Of a batch,
+ * member b has its own w, x and out, so far apart: bytes of w, floats of scale, elements. */
+struct llm_cuda_linear {
+    struct llm_cuda_matrix w;
+    const void *x;
+    size_t ldx;
+    void *out;
+    size_t ldo;
+    enum llm_cuda_store store;
+    uint32_t n_batch; /* 1 or more */
+    size_t w_step, scale_step, x_step, out_step;
+};
+
+#define LLM_CUDA_MAX_LINEARS 4
+#define LLM_CUDA_MAX_LINEAR_ROWS 64
+
+/* n <= LLM_CUDA_MAX_LINEARS operations on n_rows <= LLM_CUDA_MAX_LINEAR_ROWS rows each, in one
+ * launch; all matrices of one dtype. */
+int llm_cuda_linears(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
+                     struct llm_cuda_queue q);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
