@@ -76,6 +76,50 @@ struct llm_cuda_linear {
 int llm_cuda_linears(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
                      struct llm_cuda_queue q);
 
+/* --- attention.cu --- */
+
+#define LLM_CUDA_PAGE_TOKENS 64
+#define LLM_CUDA_RANK 512 /* latents of a row */
+#define LLM_CUDA_ROPE 64  /* rotated elements of a row */
+#define LLM_CUDA_LATENT_WIDTH (LLM_CUDA_RANK + LLM_CUDA_ROPE)
+
+/* How a row of a page is stored (engine/model/plane.h): 576 bf16, or 512 e4m3, an fp32 scale for
+ * each 128 of them and 64 bf16. */
+enum llm_cuda_latent_dtype { LLM_CUDA_LATENT_BF16, LLM_CUDA_LATENT_FP8 };
+
+#define LLM_CUDA_LATENT_BF16_BYTES 1152
+#define LLM_CUDA_LATENT_FP8_BYTES 656
+
+/* Attention in the absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1): for each sequence
+ * s < n_seqs, query i < n_queries of it and head,
+ *
+ *   out = sum over t of softmax_t(scale * query . row_t) * (latents of row_t)
+ *
+ * over the first n_keys[s] - (n_queries - 1 - i) rows t of the sequence, at least one. Row t is
+ * row t % 64 of page pages[s * pages_step + t / 64], which begins at latents + page * page_step
+ * bytes. Queries are bf16 [n_seqs][n_queries][n_heads][576], out is bf16 the same with 512.
+ *
+ * The sums over each split_pages pages are made on their own and added in order: split_pages is
+ * part of the numerics. No sequence may have more than max_splits of them. partial: scratch of
+ * llm_cuda_attention_floats floats, of none for max_splits 1. */
+struct llm_cuda_attention {
+    enum llm_cuda_latent_dtype dtype;
+    const void *latents;
+    size_t page_step;
+    const uint32_t *pages;
+    size_t pages_step;
+    const uint32_t *n_keys;
+    uint32_t n_seqs, n_queries, n_heads;
+    uint32_t split_pages, max_splits;
+    float scale;
+    const void *queries;
+    void *out;
+    float *partial;
+};
+
+size_t llm_cuda_attention_floats(const struct llm_cuda_attention *a);
+int llm_cuda_attend(const struct llm_cuda_attention *a, struct llm_cuda_queue q);
+
 #ifdef __cplusplus
 }
 #endif
