@@ -76,6 +76,34 @@ struct llm_cuda_linear {
 int llm_cuda_linears(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
                      struct llm_cuda_queue q);
 
+/* --- experts.cu --- */
+
+/* The pairs of a token and an expert of a step, by expert: the i-th expert that has any is
+ * expert[i], ascending; its pairs are first[i] … first[i + 1] - 1, of different tokens, pair p of
+ * token[p] with weight[p]. A shared expert is one more, of all tokens, with weight 1. */
+struct llm_cuda_pairs {
+    const uint32_t *n_active; /* experts that have pairs, at most max_active */
+    const uint32_t *expert, *first, *token;
+    const float *weight;
+    uint32_t max_active, n_tokens; /* n_tokens at most LLM_CUDA_MAX_LINEAR_ROWS */
+};
+
+/* Expert e has its matrices e steps (bytes, and floats of scale) behind these. gate_up is the
+ * gate's rows and then up's, each as many as down has columns; for e4m3 a multiple of 128. */
+struct llm_cuda_experts {
+    struct llm_cuda_matrix gate_up, down;
+    size_t gate_up_step, gate_up_scale_step, down_step, down_scale_step;
+};
+
+/* h[pair] = silu(gate x) * up x for x of the pair's token; x and h in bf16, ldx and ldh apart. */
+int llm_cuda_experts_up(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
+                        const void *x, size_t ldx, void *h, size_t ldh, struct llm_cuda_queue q);
+
+/* out[token] += sum over the token's pairs, in their order, of weight * down h[pair]; in fp32. */
+int llm_cuda_experts_down(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
+                          const void *h, size_t ldh, float *out, size_t ldo,
+                          struct llm_cuda_queue q);
+
 /* --- attention.cu --- */
 
 #define LLM_CUDA_PAGE_TOKENS 64
