@@ -15,6 +15,8 @@ static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
 static ngx_int_t ngx_http_llm_header_filter(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx,
     ngx_uint_t status);
+static ngx_int_t ngx_http_llm_add_missing(ngx_http_request_t *r,
+    const char *key, const void *value, size_t len);
 static ngx_int_t ngx_http_llm_replace_page(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_has_error_page(ngx_http_request_t *r,
     ngx_uint_t status);
@@ -407,36 +409,37 @@ ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t status)
     r = ctx->request;
     error = &ctx->error;
 
-    if (ngx_http_llm_add_header(r, "x-request-id", ctx->id, sizeof(ctx->id))
+    if (ngx_http_llm_add_missing(r, "x-request-id", ctx->id, sizeof(ctx->id))
         != NGX_OK)
     {
         return NGX_ERROR;
     }
 
     if (ctx->params.ignored_len
-        && ngx_http_llm_add_header(r, "x-llm-ignored", ctx->params.ignored,
-                                   ctx->params.ignored_len)
+        && ngx_http_llm_add_missing(r, "x-llm-ignored", ctx->params.ignored,
+                                    ctx->params.ignored_len)
            != NGX_OK)
     {
         return NGX_ERROR;
     }
 
-    if (status != error->status) {
-        /* no error, or an error_page has made something else of it */
+    /* no error, made something else by an error_page, or told by another */
+
+    if (status != error->status || r->upstream) {
         return NGX_OK;
     }
 
     if (status == NGX_HTTP_UNAUTHORIZED
-        && ngx_http_llm_add_header(r, "WWW-Authenticate", "Bearer",
-                                   sizeof("Bearer") - 1)
+        && ngx_http_llm_add_missing(r, "WWW-Authenticate", "Bearer",
+                                    sizeof("Bearer") - 1)
            != NGX_OK)
     {
         return NGX_ERROR;
     }
 
     if (status == NGX_HTTP_NOT_ALLOWED
-        && ngx_http_llm_add_header(r, "Allow", ctx->route->allow.data,
-                                   ctx->route->allow.len)
+        && ngx_http_llm_add_missing(r, "Allow", ctx->route->allow.data,
+                                    ctx->route->allow.len)
            != NGX_OK)
     {
         return NGX_ERROR;
@@ -451,9 +454,39 @@ ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t status)
         return NGX_ERROR;
     }
 
-    return ngx_http_llm_add_header(r, "Retry-After", p,
-                                   ngx_sprintf(p, "%ui", error->retry_after)
-                                   - p);
+    return ngx_http_llm_add_missing(r, "Retry-After", p,
+                                    ngx_sprintf(p, "%ui", error->retry_after)
+                                    - p);
+}
+
+
+/* where an error_page leads elsewhere, what is said there holds */
+
+static ngx_int_t
+ngx_http_llm_add_missing(ngx_http_request_t *r, const char *key,
+    const void *value, size_t len)
+{
+    size_t            n;
+    ngx_uint_t        i;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
+
+    n = ngx_strlen(key);
+
+    for (part = &r->headers_out.headers.part; part; part = part->next) {
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+
+            if (h[i].hash && h[i].key.len == n
+                && ngx_strncasecmp(h[i].key.data, (u_char *) key, n) == 0)
+            {
+                return NGX_OK;
+            }
+        }
+    }
+
+    return ngx_http_llm_add_header(r, key, value, len);
 }
 
 

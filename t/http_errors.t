@@ -17,6 +17,12 @@ my $nginx = $t->nginx(
         log_format llm '$status $llm_finish_reason $llm_request_id $llm_prompt_tokens $uri';
         access_log llm.log llm;
         limit_req_zone $http_x_limited zone=limited:1m rate=1r/m;
+        server {
+            listen 127.0.0.1:%%PORT3%%;
+            add_header Retry-After $http_x_after always;
+            add_header x-request-id another always;
+            return 503;
+        }
 EOT
     server => <<'EOT',
         listen 127.0.0.1:%%PORT2%% http2;
@@ -39,6 +45,12 @@ EOT
             llm_intercept_errors on;
             error_page 503 = @second;
         }
+        location /elsewhere/v1/ {
+            llm_pass unix:%%DIR%%/nobody.sock;
+            llm_intercept_errors on;
+            error_page 503 = @elsewhere;
+        }
+        location @elsewhere { proxy_pass http://127.0.0.1:%%PORT3%%; }
         location @second { llm_pass unix:%%SOCK%%; }
         location /calm/v1/ {
             llm_pass unix:%%DIR%%/nobody.sock;
@@ -214,6 +226,16 @@ is($r->header('Retry-After'), undef, 'and no more of the error');
 $r = ask('tokens=2', uri => '/model/v1/completions', model => 'one', unheard_of => 1);
 is($r->text, 't0 t1', 'a body that is read twice');
 is($r->header('x-llm-ignored'), 'unheard_of', 'what was left out is said once');
+for my $after ('77', '') {
+    my $client = $nginx->client;
+
+    $client->request('POST', '/elsewhere/v1/completions', json => { prompt => 'x' },
+        headers => { 'X-After' => $after });
+    $r = $client->response;
+    is($r->status, 503, 'another server refuses too');
+    is($r->header('Retry-After'), $after || undef, 'and says when to come back, if it does');
+    is($r->header('x-request-id'), 'another', 'and its own name for the request');
+}
 is(ask('tokens=2', uri => '/fallback/v1/completions', stream => \1)->text, 't0 t1', 'streamed');
 
 # variables outlive the redirect
