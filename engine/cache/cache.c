@@ -210,6 +210,7 @@ struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner
     struct llm_cache_tenant *t = llm_owners_join(&c->owners, owner);
 
     assert(weight > 0);
+    weight = llm_owner_is_public(owner) ? 1 : weight;
     if (t != NULL && t->weight != weight) {
         t->weight = weight;
         reweigh(c, t);

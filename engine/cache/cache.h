@@ -42,7 +42,8 @@ int llm_cache_new(const struct llm_backend_ops *ops, struct llm_backend *backend
 void llm_cache_free(struct llm_cache *c); /* waits for copies under way */
 
 /* The tenant's entry in the cache's books; held until llm_cache_leave, and beyond that while pages
- * of it are there. weight: 1 …; the last one said counts. NULL: no memory. */
+ * of it are there. weight: 1 …; the last one said counts. *public* has 1, whatever is said: it is
+ * used by many, and none of them is to lend it a weight that was given to him. NULL: no memory. */
 struct llm_cache_tenant;
 struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner[32],
                                         uint32_t weight);

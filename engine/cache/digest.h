@@ -10,6 +10,7 @@
 
 #include "engine/base/error.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define LLM_DIGEST_BYTES 32
@@ -41,6 +42,7 @@ int llm_scope_secret(const uint8_t master[32], enum llm_scope scope, const uint8
 
 /* The tenant that pages are charged to: *public* for LLM_SCOPE_PUBLIC. */
 void llm_scope_owner(enum llm_scope scope, const uint8_t tenant[32], uint8_t owner[32]);
+bool llm_owner_is_public(const uint8_t owner[32]);
 
 /* Digests of n_pages pages whose tokens are ids[n_pages * 64]; parent: the digest of the page
  * before them, NULL for the first of a sequence. LLM_ENOMEM or LLM_EINTERNAL. */

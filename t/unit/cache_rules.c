@@ -286,6 +286,8 @@ static void test_order(void)
 static void test_share(void)
 {
     struct prompt p = prompt_of(alice_digest, 1, 6), q, r;
+    struct llm_cache_tenant *public;
+    uint8_t public_digest[32];
     uint32_t hits = 0;
 
     open_cache(16, 0, 100);
@@ -307,6 +309,18 @@ static void test_share(void)
     is_int(llm_cache_estimate(cache, p.digests, 6), 1,
            "beside seven times her weight Alice has an eighth of the 12 to 16 idle pages");
     close_cache("weights");
+
+    /* half of the 12 to 16 pages of both, though somebody heavy uses what is public */
+    open_cache(16, 0, 100);
+    llm_scope_owner(LLM_SCOPE_PUBLIC, bob_digest, public_digest);
+    public = llm_cache_join(cache, public_digest, 7);
+    run(alice, &p);
+    for (uint32_t i = 0; i < 10; i++) {
+        q = prompt_of(public_digest, i, 4);
+        run(public, &q);
+    }
+    is_int(llm_cache_estimate(cache, p.digests, 6), 6, "what is public weighs no more than one");
+    close_cache("the weight of what is public");
 
     open_cache(16, 0, 100);
     p.n = 4;
