@@ -44,22 +44,34 @@ static bool waits_for_sibling(const struct llm_sequence *q)
     return other != NULL && other->position < other->n_prompt;
 }
 
-/* The next sequence of a tenant; NULL: none may start now. */
+/* The next sequence of a tenant; NULL: none may start now. Those that have nothing to do yet are
+ * passed over. */
 static struct llm_sequence *next_of(const struct llm_tenant *t)
 {
-    struct llm_sequence *q = t->waiting.first;
+    const uint32_t *unread = NULL; /* a prompt that somebody is reading, perhaps for many */
+    struct llm_sequence *q;
 
-    while (q != NULL && q->request->paused) {
-        q = q->next;
+    for (q = t->waiting.first; q != NULL; q = q->next) {
+        if (q->request->paused || (q->sampled == 0 && q->prompt == unread)) {
+            continue;
+        }
+        if (!waits_for_sibling(q)) {
+            break;
+        }
+        unread = q->prompt;
     }
-    return q == NULL || !within_limits(q) || waits_for_sibling(q) ? NULL : q;
+    return q == NULL || !within_limits(q) ? NULL : q;
 }
 
+/* The one for whom others gave way goes before them, or they would take back what they gave. */
 static struct llm_sequence *next(const struct llm_sched *s)
 {
     struct llm_sequence *best = NULL, *q;
     double least = 0;
 
+    if (s->heir != NULL && next_of(s->heir->request->tenant) == s->heir) {
+        return s->heir;
+    }
     for (const struct llm_tenant *t = s->fair.active.oldest; t != NULL; t = t->newer) {
         if (t->waiting.n > 0 && (best == NULL || t->counter < least) &&
             (q = next_of(t)) != NULL) {
@@ -116,9 +128,6 @@ static int take_pages(struct llm_sched *s, struct llm_sequence *q)
 {
     const struct llm_sequence *leader = q->sampled == 0 ? sibling(q) : NULL;
 
-    if (llm_cache_available(s->cache) < q->pages_wanted) {
-        return LLM_EAGAIN;
-    }
     return leader != NULL ? llm_pages_fork(s, q, leader) : llm_pages_begin(s, q);
 }
 
@@ -180,7 +189,7 @@ static int start(struct llm_sched *s, struct llm_sequence *q)
 }
 
 /* A slot that is about to come free is waited for. */
-static bool has_slot(struct llm_sched *s, const struct llm_sequence *q)
+static bool has_slot(struct llm_sched *s, struct llm_sequence *q)
 {
     bool full = s->running.n + s->leaving.n == s->options.max_seqs;
 
@@ -192,12 +201,15 @@ static enum llm_outcome outcome_of(int rc)
     return rc == LLM_ENOMEM ? LLM_OUTCOME_NO_MEMORY : LLM_OUTCOME_INVALID;
 }
 
-static bool make_room_for(struct llm_sched *s, const struct llm_sequence *q)
+static bool lacks_pages(const struct llm_sched *s, const struct llm_sequence *q)
 {
-    uint32_t available = llm_cache_available(s->cache);
+    return llm_cache_available(s->cache) < q->pages_wanted;
+}
 
-    return q->pages_wanted > available &&
-           llm_sched_preempt_for_pages(s, q, q->pages_wanted - available);
+static bool make_room_for(struct llm_sched *s, struct llm_sequence *q)
+{
+    return lacks_pages(s, q) &&
+           llm_sched_preempt_for_pages(s, q, q->pages_wanted - llm_cache_available(s->cache));
 }
 
 void llm_sched_admit(struct llm_sched *s)
@@ -213,16 +225,18 @@ void llm_sched_admit(struct llm_sched *s)
             llm_sched_end_request(s, q->request, LLM_OUTCOME_EXPIRED);
             continue;
         }
-        if (!has_slot(s, q)) {
+        if (lacks_pages(s, q) && !make_room_for(s, q)) {
+            s->heir = NULL;
+            break;
+        }
+        if (!has_slot(s, q)) { /* after the pages: nobody loses his slot to one that lacks them */
             break;
         }
         rc = start(s, q);
-        if (rc == LLM_EAGAIN && make_room_for(s, q)) {
+        if (rc == LLM_EAGAIN) {
             continue;
         }
-        if (rc == LLM_EAGAIN) {
-            break;
-        }
+        s->heir = NULL;
         if (rc != LLM_OK) {
             llm_sched_end_request(s, q->request, outcome_of(rc));
             continue;

@@ -3,9 +3,9 @@
  *
  * A tenant's share of slots and pages is by weight, among the active tenants. A tenant below its
  * share may take from the one furthest above, which must not fall below its own by that: so nobody
- * takes back what was just taken. A paused sequence has no use for what it holds, and goes first.
- * While nothing but paused sequences run, anyone who waits may take from them: nobody waits for a
- * slow client alone. */
+ * takes back what was just taken. A paused sequence has no use for what it holds: it goes before the
+ * others of its tenant, and at any time for one of them that waits. While nothing but paused
+ * sequences run, anyone who waits may take from them: nobody waits for slow clients alone. */
 
 #include "engine/sched/sched_internal.h"
 
@@ -66,16 +66,37 @@ static bool all_paused(const struct llm_sched *s)
     return true;
 }
 
-/* The best of the running that are not chosen yet, of tenants that have something to spare and that
- * this search is not done with. */
-static struct llm_sequence *best_victim(const struct llm_sched *s, enum resource what, bool stalled)
+/* From whom is taken. */
+enum victims {
+    OWN_PAUSED, /* the tenant's own that stand still */
+    OTHERS,     /* other tenants', who keep their share */
+    ANY,
+};
+
+static bool may_take(const struct llm_sched *s, const struct llm_sequence *q,
+                     const struct llm_tenant *asking, enum resource what, enum victims whom)
+{
+    const struct llm_tenant *t = q->request->tenant;
+
+    switch (whom) {
+    case OWN_PAUSED:
+        return t == asking && q->request->paused;
+    case OTHERS:
+        return t != asking && t->passed != s->rounds && can_spare(s, t, what, 1);
+    case ANY:
+        break;
+    }
+    return true;
+}
+
+/* The best of the running that are not chosen yet. */
+static struct llm_sequence *best_victim(const struct llm_sched *s, const struct llm_tenant *asking,
+                                        enum resource what, enum victims whom)
 {
     struct llm_sequence *victim = NULL;
 
     for (struct llm_sequence *q = s->running.first; q != NULL; q = q->next) {
-        const struct llm_tenant *t = q->request->tenant;
-
-        if (!q->chosen && t->passed != s->rounds && (stalled || can_spare(s, t, what, 1)) &&
+        if (!q->chosen && may_take(s, q, asking, what, whom) &&
             (victim == NULL || rather(q, victim, what))) {
             victim = q;
         }
@@ -83,41 +104,48 @@ static struct llm_sequence *best_victim(const struct llm_sched *s, enum resource
     return victim;
 }
 
-/* Marks sequences that together give `missing` of what is wanted. False: that is not to be had. */
-static bool choose(struct llm_sched *s, struct llm_tenant *asking, enum resource what,
-                   uint32_t missing, bool stalled)
+/* Marks sequences that together give `missing` of what is wanted; says how much is missing still. */
+static uint32_t choose(struct llm_sched *s, const struct llm_tenant *asking, enum resource what,
+                       uint32_t missing, enum victims whom)
 {
     struct llm_sequence *q;
 
     s->rounds++;
-    if (!stalled) {
-        asking->passed = s->rounds;
-    }
-    while ((q = best_victim(s, what, stalled)) != NULL) {
+    while (missing > 0 && (q = best_victim(s, asking, what, whom)) != NULL) {
         struct llm_tenant *t = q->request->tenant;
         uint32_t gain = what == SLOTS ? 1 : llm_pages_own(s, q);
 
-        if (!stalled && !can_spare(s, t, what, gain)) {
-            t->passed = s->rounds;
+        if (whom == OTHERS && !can_spare(s, t, what, gain)) {
+            t->passed = s->rounds; /* this search is done with him */
             continue;
         }
         q->chosen = true;
         t->chosen += gain;
-        if (gain >= missing) {
-            return true;
-        }
-        missing -= gain;
+        missing -= gain < missing ? gain : missing;
     }
-    return false;
+    return missing;
 }
 
-static bool preempt_for(struct llm_sched *s, const struct llm_sequence *asking, enum resource what,
+/* Marks who is to give way. False: it would not be enough. */
+static bool choose_all(struct llm_sched *s, const struct llm_tenant *asking, enum resource what,
+                       uint32_t missing)
+{
+    if (all_paused(s)) {
+        /* pages that they share count for none of them: whatever comes free is worth a try */
+        choose(s, asking, what, missing, ANY);
+        return s->running.n > 0;
+    }
+    missing = choose(s, asking, what, missing, OWN_PAUSED);
+    if (missing > 0 && held(asking, what) < share(s, asking, what)) {
+        missing = choose(s, asking, what, missing, OTHERS);
+    }
+    return missing == 0;
+}
+
+static bool preempt_for(struct llm_sched *s, struct llm_sequence *asking, enum resource what,
                         uint32_t missing)
 {
-    struct llm_tenant *t = asking->request->tenant;
-    bool stalled = all_paused(s);
-    bool found = (stalled || held(t, what) < share(s, t, what)) &&
-                 choose(s, t, what, missing, stalled);
+    bool found = choose_all(s, asking->request->tenant, what, missing);
     struct llm_sequence *next;
 
     for (struct llm_sequence *q = s->running.first; q != NULL; q = next) {
@@ -130,16 +158,16 @@ static bool preempt_for(struct llm_sched *s, const struct llm_sequence *asking, 
             }
         }
     }
+    s->heir = found ? asking : NULL;
     return found;
 }
 
-bool llm_sched_preempt_for_slot(struct llm_sched *s, const struct llm_sequence *q)
+bool llm_sched_preempt_for_slot(struct llm_sched *s, struct llm_sequence *q)
 {
     return preempt_for(s, q, SLOTS, 1);
 }
 
-bool llm_sched_preempt_for_pages(struct llm_sched *s, const struct llm_sequence *q,
-                                 uint32_t missing)
+bool llm_sched_preempt_for_pages(struct llm_sched *s, struct llm_sequence *q, uint32_t missing)
 {
     return preempt_for(s, q, PAGES, missing);
 }

@@ -148,6 +148,7 @@ static void end_sequence(struct llm_sched *s, struct llm_sequence *q)
 {
     switch (q->state) {
     case LLM_SEQUENCE_QUEUED:
+        s->heir = s->heir != q ? s->heir : NULL;
         llm_list_remove(&q->request->tenant->waiting, q);
         s->n_waiting--;
         go(s, q);

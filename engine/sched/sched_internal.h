@@ -35,6 +35,7 @@ struct llm_sched {
     struct llm_fair fair;
     uint64_t arrivals, rounds;
     uint32_t n_waiting;      /* sequences in the tenants' queues */
+    struct llm_sequence *heir; /* waits for what others gave up for it; NULL: none does */
     struct llm_list running; /* in order of arrival */
     struct llm_list leaving; /* preempted or ended: without pages, but with slots */
 
@@ -88,10 +89,10 @@ void llm_sched_admit(struct llm_sched *s);
 /* --- preempt.c --- */
 
 /* Preempts whom fairness allows to be preempted for a waiting sequence that lacks a slot, or
- * `missing` pages. False: nobody, it has to wait. */
-bool llm_sched_preempt_for_slot(struct llm_sched *s, const struct llm_sequence *q);
-bool llm_sched_preempt_for_pages(struct llm_sched *s, const struct llm_sequence *q,
-                                 uint32_t missing);
+ * `missing` pages. True: so much has come free, or something at least; it is to be tried again.
+ * False: nobody was, it has to wait. */
+bool llm_sched_preempt_for_slot(struct llm_sched *s, struct llm_sequence *q);
+bool llm_sched_preempt_for_pages(struct llm_sched *s, struct llm_sequence *q, uint32_t missing);
 
 /* The one to be preempted when a running sequence needs a page and there is none. */
 struct llm_sequence *llm_sched_furthest_over(const struct llm_sched *s);

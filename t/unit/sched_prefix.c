@@ -319,6 +319,28 @@ static void test_choices(uint32_t n_prompt, enum llm_scope scope)
     free_job(other);
 }
 
+/* Nobody waits for choices that wait for their first. */
+static void test_choices_passed(void)
+{
+    struct job *choices = make_job(4, true, 4000, 3), *other = new_job(1, 10, 3);
+
+    open_sched(128, 64, 8);
+    choices->request.n_stop_ids = 0;
+    share(choices, 1, LLM_SCOPE_TENANT);
+    share(other, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &choices->request);
+    llm_sched_submit(sched, &other->request);
+    turn();
+    ok(other->started, "choices that wait for their first are passed over");
+    run();
+    ok(as_expected(choices) && as_expected(other), "all are answered");
+    is_int(fake.rows_again, 3, "and the choices' prompt is read once");
+    is_idle("after that");
+    close_sched();
+    free_job(choices);
+    free_job(other);
+}
+
 /* The first of several choices goes before the others have started. */
 static void test_first_choice_ends(void)
 {
@@ -545,6 +567,7 @@ int main(void)
     test_choices(200, LLM_SCOPE_OFF);
     test_choices(3 * PAGE, LLM_SCOPE_TENANT);
     test_choices(10, LLM_SCOPE_TENANT);
+    test_choices_passed();
     test_first_choice_ends();
     test_non_finite();
     test_non_finite_again();

@@ -261,6 +261,133 @@ static void test_paused_slots(void)
     free_job(fresh);
 }
 
+/* Pages that they share: what each of them gives up alone is nothing. */
+static void test_paused_together(void)
+{
+    struct job *slow = make_job(2, true, 40 * PAGE, 100), *fresh;
+
+    open_sched(64, 512, 8);
+    slow->request.n_stop_ids = 0;
+    share(slow, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &slow->request);
+    while (slow->n_out[1] < 5) {
+        turn();
+    }
+    llm_sched_pause(sched, &slow->request, true);
+    fresh = tenant_job(2, 30 * PAGE, 10);
+    run();
+    ok(as_expected(fresh), "nobody waits for those that stand still together");
+    llm_sched_pause(sched, &slow->request, false);
+    run();
+    ok(as_expected(slow), "who go on later");
+    is_idle("after that");
+    close_sched();
+    free_job(slow);
+    free_job(fresh);
+}
+
+/* A tenant's slow readers do not hold up its others, though somebody goes on. */
+static void test_own_paused(void)
+{
+    struct job *slow[7], *busy, *fresh;
+
+    open_sched(128, 512, 8);
+    for (int i = 0; i < 7; i++) {
+        slow[i] = tenant_job(1, 20, 400);
+    }
+    turn();
+    turn();
+    for (int i = 0; i < 7; i++) {
+        llm_sched_pause(sched, &slow[i]->request, true);
+    }
+    busy = tenant_job(1, 20, 400);
+    turn();
+    fresh = tenant_job(1, 20, 2);
+    while (!fresh->retired && turn()) {
+    }
+    ok(as_expected(fresh) && busy->n_out[0] < 20, "a tenant's slow readers give way to its others");
+    ok(waits_again(slow[6]) && !waits_again(slow[5]) && !waits_again(busy),
+       "the newest, and no more than it takes");
+    for (int i = 0; i < 7; i++) {
+        llm_sched_pause(sched, &slow[i]->request, false);
+    }
+    run();
+    for (int i = 0; i < 7; i++) {
+        ok(as_expected(slow[i]), "slow reader %d", i);
+        free_job(slow[i]);
+    }
+    ok(as_expected(busy), "and the one beside them");
+    is_idle("after slow readers");
+    close_sched();
+    free_job(busy);
+    free_job(fresh);
+}
+
+/* Who gave way has had less than the one it gave way to, and yet does not take it back. */
+static void test_no_ping_pong(uint32_t n_slots)
+{
+    struct job *many[5], *big;
+    uint32_t n = n_slots < 5 ? n_slots : 5;
+    int turns = 0;
+
+    open_sched(64, 64, n_slots);
+    fake.fixed_ns = fake.row_ns = 1000;
+    for (uint32_t i = 0; i < n; i++) {
+        many[i] = tenant_job(1, 9 * PAGE + 10, 500);
+    }
+    while (many[n - 1]->n_out[0] < 5) {
+        turn();
+    }
+    fake.resumed = 0;
+    big = tenant_job(2, 20 * PAGE, 10);
+    big->request.tenant->counter += 1e9;
+    while (!big->started && turns++ < 50) {
+        turn();
+    }
+    ok(turns <= 2 && fake.resumed == 0, "%u slots: what is given up is there to be had, in turn %d",
+       n_slots, turns);
+    run();
+    for (uint32_t i = 0; i < n; i++) {
+        ok(as_expected(many[i]), "one of those that gave way, or did not");
+        free_job(many[i]);
+    }
+    ok(as_expected(big), "and the one they gave way to");
+    is_idle("after that");
+    close_sched();
+    free_job(big);
+}
+
+/* No slot is taken from anybody for one that does not get its pages either. */
+static void test_no_pages_no_slot(void)
+{
+    struct job *many[4], *big;
+    int gave_way[4] = {0};
+
+    open_sched(64, 64, 4);
+    for (int i = 0; i < 4; i++) {
+        many[i] = tenant_job(1, 10 * PAGE + 10, 300);
+    }
+    while (many[3]->n_out[0] < 5) {
+        turn();
+    }
+    fake.resumed = 0;
+    big = tenant_job(2, 45 * PAGE, 10);
+    for (int i = 0; i < 100; i++) {
+        turn();
+    }
+    ok(!big->started && fake.resumed <= 1, "nobody gives way for nothing: %d came back",
+       (int) fake.resumed);
+    run_all(many, 4, gave_way);
+    for (int i = 0; i < 4; i++) {
+        ok(as_expected(many[i]), "one of four: %d", i);
+        free_job(many[i]);
+    }
+    ok(as_expected(big), "and the big one");
+    is_idle("after that");
+    close_sched();
+    free_job(big);
+}
+
 /* A preempted sequence is cancelled in each state that it can be in. */
 static void test_cancel(void)
 {
@@ -300,6 +427,11 @@ int main(void)
     test_paused();
     test_alone();
     test_paused_slots();
+    test_paused_together();
+    test_own_paused();
+    test_no_ping_pong(16);
+    test_no_ping_pong(4);
+    test_no_pages_no_slot();
     test_cancel();
     return done_testing();
 }
