@@ -67,9 +67,11 @@ static const char *check_tenants(const struct llm_sched *s)
     return sequences != s->running.n ? "a sequence that runs for nobody" : NULL;
 }
 
-/* Every page in use is charged to somebody, every other to nobody; none is shared before it is
- * computed or promised. */
-static const char *check_pages(const struct llm_sched *s, bool *used)
+enum use { UNUSED, USED, PAID_FOR }; /* by one of those who use it */
+
+/* Every page in use is charged to somebody who uses it, every other to nobody; none is shared
+ * before it is computed or promised. */
+static const char *check_pages(const struct llm_sched *s, enum use *used)
 {
     uint32_t total = llm_cache_total(s->cache), n = 0;
 
@@ -81,12 +83,14 @@ static const char *check_pages(const struct llm_sched *s, bool *used)
                 (i + 1) * LLM_PAGE_TOKENS > q->n_there) {
                 return "a shared page that is not there";
             }
-            n += !used[page];
-            used[page] = true;
+            n += used[page] == UNUSED;
+            if (used[page] != PAID_FOR) {
+                used[page] = s->charged[page] == q->request->tenant ? PAID_FOR : USED;
+            }
         }
     }
     for (uint32_t i = 0; i < total; i++) {
-        if (used[i] != (s->charged[i] != NULL)) {
+        if (used[i] == USED || (used[i] == UNUSED && s->charged[i] != NULL)) {
             return "a page charged wrongly";
         }
     }
@@ -96,7 +100,7 @@ static const char *check_pages(const struct llm_sched *s, bool *used)
 const char *llm_sched_check(const struct llm_sched *s)
 {
     const char *wrong = llm_cache_check(s->cache);
-    bool *used;
+    enum use *used;
 
     if (wrong != NULL) {
         return wrong;

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-/* --- whom a page in use is charged to: the tenant that came first --- */
+/* --- whom a page in use is charged to: the tenant that came first, of those that use it --- */
 
 static void charge(struct llm_sched *s, struct llm_tenant *t, const uint32_t *pages, uint32_t n)
 {
@@ -20,16 +20,51 @@ static void charge(struct llm_sched *s, struct llm_tenant *t, const uint32_t *pa
     }
 }
 
-/* Before the pages are dropped: those that nobody else uses are charged to nobody. */
-static void discharge(struct llm_sched *s, const uint32_t *pages, uint32_t n)
+static bool holds(const struct llm_sequence *q, uint32_t i, uint32_t page)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        struct llm_tenant *t = s->charged[pages[i]];
+    return i < q->n_pages && q->pages[i] == page;
+}
 
-        if (!llm_cache_shared(s->cache, pages[i])) {
-            s->charged[pages[i]] = NULL;
+/* Another sequence that holds page i of q, of the same tenant if there is one; NULL: nobody does.
+ * Most likely it is the one that holds the page before. */
+static const struct llm_sequence *other_holder(const struct llm_sched *s,
+                                               const struct llm_sequence *q, uint32_t i,
+                                               const struct llm_sequence *likely)
+{
+    const struct llm_sequence *found = NULL;
+
+    if (likely != NULL && holds(likely, i, q->pages[i])) {
+        return likely;
+    }
+    for (const struct llm_sequence *o = s->running.first; o != NULL; o = o->next) {
+        if (o != q && holds(o, i, q->pages[i]) &&
+            (found == NULL || o->request->tenant == q->request->tenant)) {
+            found = o;
+        }
+    }
+    return found;
+}
+
+/* Before the pages of q are dropped: who uses them on pays for what its tenant has paid for. */
+static void discharge(struct llm_sched *s, const struct llm_sequence *q)
+{
+    struct llm_tenant *t = q->request->tenant;
+    const struct llm_sequence *heir = NULL;
+
+    for (uint32_t i = 0; i < q->n_pages; i++) {
+        uint32_t page = q->pages[i];
+
+        if (s->charged[page] != t) {
+            continue; /* he uses it on */
+        }
+        heir = llm_cache_shared(s->cache, page) ? other_holder(s, q, i, heir) : NULL;
+        if (heir == NULL || heir->request->tenant != t) {
+            s->charged[page] = NULL;
             t->pages--;
             llm_tenants_drop(&s->fair.tenants, t);
+            if (heir != NULL) {
+                charge(s, heir->request->tenant, &page, 1);
+            }
         }
     }
 }
@@ -249,7 +284,7 @@ void llm_pages_end(struct llm_sched *s, struct llm_sequence *q)
 {
     llm_pages_index_sampled(s, q);
     abandon(s, q);
-    discharge(s, q->pages, q->n_pages);
+    discharge(s, q);
     llm_cache_drop(s->cache, q->pages, q->n_pages);
     q->n_pages = 0;
     s->n_freed++;

@@ -295,6 +295,46 @@ static void test_no_inversion(void)
     free_job(light);
 }
 
+/* Who came first pays for a prefix, until he goes: then one of those who use it on. */
+static void test_who_pays(void)
+{
+    struct job *first, *on[2], *again;
+
+    open_sched(64, 256, 8);
+    first = new_job(1, 30 * PAGE + 10, 5);
+    first->request.n_stop_ids = 0;
+    share(first, 1, LLM_SCOPE_PUBLIC);
+    llm_sched_submit(sched, &first->request);
+    turn();
+    for (int i = 0; i < 2; i++) {
+        on[i] = like(first, 30 * PAGE, 30 * PAGE + 10, 100);
+        on[i]->request.n_stop_ids = 0;
+        share(on[i], (uint8_t) (2 + i), LLM_SCOPE_PUBLIC);
+        llm_sched_submit(sched, &on[i]->request);
+    }
+    turn();
+    ok(first->request.tenant->pages == 31 && on[0]->request.tenant->pages == 1 &&
+       on[1]->request.tenant->pages == 1, "who came first pays for a prefix");
+    while (!first->retired) {
+        turn();
+    }
+    again = new_job(1, 10, 100);
+    share(again, 1, LLM_SCOPE_PUBLIC);
+    llm_sched_submit(sched, &again->request);
+    turn();
+    is_int(again->request.tenant->pages, 1, "but not when he is gone");
+    ok(on[0]->request.tenant->pages + on[1]->request.tenant->pages == 32,
+       "somebody who uses it on does");
+    run();
+    ok(as_expected(first) && as_expected(on[0]) && as_expected(on[1]), "all are answered");
+    is_idle("after that");
+    close_sched();
+    free_job(first);
+    free_job(on[0]);
+    free_job(on[1]);
+    free_job(again);
+}
+
 static void test_choices(uint32_t n_prompt, enum llm_scope scope)
 {
     struct job *j = make_job(4, true, n_prompt, 100), *other = new_job(1, 100, 100);
@@ -563,6 +603,7 @@ int main(void)
     test_writer_cancelled();
     test_writer_paused();
     test_no_inversion();
+    test_who_pays();
     test_choices(200, LLM_SCOPE_TENANT);
     test_choices(200, LLM_SCOPE_OFF);
     test_choices(3 * PAGE, LLM_SCOPE_TENANT);
