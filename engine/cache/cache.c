@@ -695,15 +695,32 @@ struct llm_cache_counts llm_cache_counts(const struct llm_cache *c)
     return counts;
 }
 
-void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx)
+static struct llm_cache_counts counts_of(const struct llm_cache *c,
+                                         const struct llm_cache_tenant *t)
 {
-    for (const struct llm_cache_tenant *t = c->owners.newest; t != NULL; t = t->older) {
-        struct llm_cache_counts counts = t->counts;
+    struct llm_cache_counts counts = t->counts;
 
-        for (int i = 0; i < LLM_N_TIERS; i++) {
-            counts.bytes[i] = t->parts[i].n_pages * c->page_bytes;
-        }
+    for (int i = 0; i < LLM_N_TIERS; i++) {
+        counts.bytes[i] = t->parts[i].n_pages * c->page_bytes;
+    }
+    return counts;
+}
+
+struct llm_cache_counts llm_cache_tenant_counts(const struct llm_cache *c, const uint8_t owner[32])
+{
+    const struct llm_cache_tenant *t = llm_owners_find(&c->owners, owner);
+
+    return t != NULL ? counts_of(c, t) : (struct llm_cache_counts){0};
+}
+
+void llm_cache_last_tenants(const struct llm_cache *c, uint32_t n, llm_cache_tenant_fn *fn,
+                            void *ctx)
+{
+    for (const struct llm_cache_tenant *t = c->owners.newest; t != NULL && n > 0; t = t->older) {
+        const struct llm_cache_counts counts = counts_of(c, t);
+
         fn(ctx, t->owner, &counts);
+        n--;
     }
 }
 

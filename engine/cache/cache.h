@@ -123,10 +123,15 @@ struct llm_cache_counts {
 
 struct llm_cache_counts llm_cache_counts(const struct llm_cache *c);
 
-/* Calls fn for every tenant that has pages or users. */
+/* Of one tenant; all zero for one that has neither pages nor users. */
+struct llm_cache_counts llm_cache_tenant_counts(const struct llm_cache *c, const uint8_t owner[32]);
+
+/* Calls fn for n of the tenants that have pages or users, or for all there are: those that used
+ * pages last, the last one first. */
 typedef void llm_cache_tenant_fn(void *ctx, const uint8_t owner[32],
                                  const struct llm_cache_counts *counts);
-void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx);
+void llm_cache_last_tenants(const struct llm_cache *c, uint32_t n, llm_cache_tenant_fn *fn,
+                            void *ctx);
 
 /* Looks at all books at once: NULL, or what is wrong. For tests. */
 const char *llm_cache_check(const struct llm_cache *c);

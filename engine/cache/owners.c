@@ -82,15 +82,23 @@ static struct llm_cache_tenant **bucket_of(const struct llm_owners *o, const uin
     return &o->buckets[h % o->n_buckets];
 }
 
+struct llm_cache_tenant *llm_owners_find(const struct llm_owners *o, const uint8_t owner[32])
+{
+    struct llm_cache_tenant *t = *bucket_of(o, owner);
+
+    while (t != NULL && memcmp(t->owner, owner, sizeof(t->owner)) != 0) {
+        t = t->next;
+    }
+    return t;
+}
+
 struct llm_cache_tenant *llm_owners_join(struct llm_owners *o, const uint8_t owner[32])
 {
-    struct llm_cache_tenant **bucket = bucket_of(o, owner), *t;
+    struct llm_cache_tenant **bucket, *t = llm_owners_find(o, owner);
 
-    for (t = *bucket; t != NULL; t = t->next) {
-        if (memcmp(t->owner, owner, sizeof(t->owner)) == 0) {
-            t->users++;
-            return t;
-        }
+    if (t != NULL) {
+        t->users++;
+        return t;
     }
 
     t = calloc(1, sizeof(*t));
@@ -99,6 +107,7 @@ struct llm_cache_tenant *llm_owners_join(struct llm_owners *o, const uint8_t own
     }
     memcpy(t->owner, owner, sizeof(t->owner));
     t->users = 1;
+    bucket = bucket_of(o, owner);
     t->next = *bucket;
     *bucket = t;
     link_between(o, NULL, t, o->oldest);

@@ -46,6 +46,8 @@ void llm_owners_free(struct llm_owners *o);
 /* The owner's entry, made if need be, with one more user; NULL: no memory. */
 struct llm_cache_tenant *llm_owners_join(struct llm_owners *o, const uint8_t owner[32]);
 
+struct llm_cache_tenant *llm_owners_find(const struct llm_owners *o, const uint8_t owner[32]);
+
 /* Whether it has neither users nor pages, and is to be removed. */
 bool llm_owner_gone(const struct llm_cache_tenant *t);
 void llm_owners_remove(struct llm_owners *o, struct llm_cache_tenant *t);

@@ -8,19 +8,20 @@
 #define PERIOD_NS (100 * LLM_NS_PER_MS)
 #define N_BUCKETS (sizeof(((struct llm_tally *) NULL)->buckets) / sizeof(void *))
 #define N LLM_IPC_TENANT_COUNTS
+#define MAX_NEWCOMERS 64 /* looked at when telling */
 
 _Static_assert((int) LLM_TIER_MEMORY == LLM_IPC_TIER_MEMORY &&
                    (int) LLM_TIER_HOST == LLM_IPC_TIER_HOST && (int) LLM_N_TIERS <= LLM_IPC_TIERS,
                "tiers");
 
+/* Who has an entry. */
 struct llm_tally_tenant {
     uint8_t owner[32];
-    uint32_t round;     /* in which the cache last knew it */
-    uint32_t entry;     /* 0: none */
+    uint32_t entry;
     uint64_t counts[N]; /* as the cache said last; it forgets a tenant that has nothing left */
-    uint64_t told[N];   /* what its entry says */
-    struct llm_tally_tenant *next;          /* in the bucket */
-    struct llm_tally_tenant *newer, *older; /* among those with an entry */
+    uint64_t told[N];   /* what the entry says */
+    struct llm_tally_tenant *next; /* in the bucket */
+    struct llm_tally_tenant *newer, *older;
 };
 
 static void gather(const struct llm_cache_counts *c, uint64_t counts[N])
@@ -83,24 +84,6 @@ static void link_newest(struct llm_tally *t, struct llm_tally_tenant *o)
     t->newest = o;
 }
 
-/* A free entry, or that of the tenant that has not changed for longest. */
-static uint32_t take_entry(struct llm_tally *t)
-{
-    struct llm_tally_tenant *o = t->oldest;
-    uint32_t entry;
-
-    if (t->n_entries < LLM_IPC_TENANTS) {
-        return t->n_entries++;
-    }
-    entry = o->entry;
-    unlink_entry(t, o);
-    for (int i = 0; i < N; i++) {
-        t->named[i] -= o->told[i];
-    }
-    o->entry = 0;
-    return entry;
-}
-
 /* --- tenants --- */
 
 static struct llm_tally_tenant **bucket_of(struct llm_tally *t, const uint8_t owner[32])
@@ -111,22 +94,46 @@ static struct llm_tally_tenant **bucket_of(struct llm_tally *t, const uint8_t ow
     return &t->buckets[h % N_BUCKETS];
 }
 
-/* Made if need be; NULL: no memory. */
-static struct llm_tally_tenant *find(struct llm_tally *t, const uint8_t owner[32])
+/* Where the tenant is linked, or would be. */
+static struct llm_tally_tenant **find(struct llm_tally *t, const uint8_t owner[32])
 {
-    struct llm_tally_tenant **bucket = bucket_of(t, owner), *o = *bucket;
+    struct llm_tally_tenant **p = bucket_of(t, owner);
 
-    while (o != NULL && memcmp(o->owner, owner, sizeof(o->owner)) != 0) {
-        o = o->next;
+    while (*p != NULL && memcmp((*p)->owner, owner, sizeof((*p)->owner)) != 0) {
+        p = &(*p)->next;
     }
+    return p;
+}
+
+/* Takes the entry from who has not asked for pages for longest; what it said is the others'. */
+static struct llm_tally_tenant *dispossess(struct llm_tally *t)
+{
+    struct llm_tally_tenant *o = t->oldest;
+
+    *find(t, o->owner) = o->next;
+    unlink_entry(t, o);
+    for (int i = 0; i < N; i++) {
+        t->named[i] -= o->told[i];
+        t->others[i] += o->told[i];
+    }
+    return o;
+}
+
+/* Gives the tenant an entry, all zero; NULL: no memory. */
+static struct llm_tally_tenant *name(struct llm_tally *t, const uint8_t owner[32])
+{
+    bool full = t->n_entries == LLM_IPC_TENANTS;
+    struct llm_tally_tenant *o = full ? dispossess(t) : malloc(sizeof(*o)), **bucket;
+
     if (o == NULL) {
-        o = calloc(1, sizeof(*o));
-        if (o != NULL) {
-            memcpy(o->owner, owner, sizeof(o->owner));
-            o->next = *bucket;
-            *bucket = o;
-        }
+        return NULL;
     }
+    bucket = bucket_of(t, owner);
+    *o = (struct llm_tally_tenant){.entry = full ? o->entry : t->n_entries++, .next = *bucket};
+    memcpy(o->owner, owner, sizeof(o->owner));
+    *bucket = o;
+    link_newest(t, o);
+    hand_over(entry_at(t, o->entry), owner);
     return o;
 }
 
@@ -142,6 +149,19 @@ static bool begins_anew(const uint64_t before[N], const uint64_t counts[N])
     return false;
 }
 
+static void say(struct llm_tally *t, struct llm_tally_tenant *o, int i, uint64_t told)
+{
+    t->named[i] += told - o->told[i];
+    o->told[i] = told;
+}
+
+static bool has_asked(const uint64_t before[N], const uint64_t counts[N])
+{
+    return counts[LLM_IPC_COUNT_MISS_TOKENS] != before[LLM_IPC_COUNT_MISS_TOKENS] ||
+           memcmp(&counts[LLM_IPC_COUNT_HIT_TOKENS], &before[LLM_IPC_COUNT_HIT_TOKENS],
+                  LLM_IPC_TIERS * sizeof(*counts)) != 0;
+}
+
 /* The tenant has these counts now. */
 static void change(struct llm_tally *t, struct llm_tally_tenant *o, const uint64_t counts[N])
 {
@@ -149,75 +169,83 @@ static void change(struct llm_tally *t, struct llm_tally_tenant *o, const uint64
         return;
     }
 
-    if (o->entry == 0) {
-        o->entry = take_entry(t);
-        memset(o->told, 0, sizeof(o->told));
-        hand_over(entry_at(t, o->entry), o->owner);
-    } else {
-        unlink_entry(t, o);
-    }
-    link_newest(t, o);
-
     if (begins_anew(o->counts, counts)) {
         memset(o->counts, 0, sizeof(o->counts));
     }
-    for (int i = 0; i < N; i++) {
-        uint64_t told = is_sum(i) ? o->told[i] + counts[i] - o->counts[i] : counts[i];
-
-        t->named[i] += told - o->told[i];
-        o->told[i] = told;
-        o->counts[i] = counts[i];
+    if (has_asked(o->counts, counts)) {
+        unlink_entry(t, o);
+        link_newest(t, o);
     }
+    for (int i = 0; i < N; i++) {
+        say(t, o, i, is_sum(i) ? o->told[i] + counts[i] - o->counts[i] : counts[i]);
+    }
+    memcpy(o->counts, counts, sizeof(o->counts));
     store(entry_at(t, o->entry)->counters, o->told, N);
 }
 
+/* Who the cache has forgotten has no bytes any more; what it did stays counted. */
+static void look_at_named(struct llm_tally *t, const struct llm_cache *cache)
+{
+    for (struct llm_tally_tenant *o = t->newest, *older; o != NULL; o = older) {
+        const struct llm_cache_counts c = llm_cache_tenant_counts(cache, o->owner);
+        uint64_t counts[N];
+
+        older = o->older; /* it may become the newest */
+        gather(&c, counts);
+        change(t, o, counts);
+    }
+}
+
+struct newcomers {
+    struct llm_tally *tally;
+    uint64_t spare[N]; /* of the sums, what no entry has said yet */
+};
+
+/* One of those that used the cache last: it is named, if it is not. What of its sums the others'
+ * entry said before stays there, so that no sum ever falls. */
 static void on_tenant(void *ctx, const uint8_t owner[32], const struct llm_cache_counts *c)
 {
-    struct llm_tally *t = ctx;
-    struct llm_tally_tenant *o = find(t, owner);
+    static const uint64_t zero[N];
+    struct newcomers *n = ctx;
+    struct llm_tally *t = n->tally;
+    struct llm_tally_tenant *o;
     uint64_t counts[N];
 
-    if (o != NULL) {
-        gather(c, counts);
-        change(t, o, counts);
-        o->round = t->round;
+    gather(c, counts);
+    if (memcmp(counts, zero, sizeof(counts)) == 0 || *find(t, owner) != NULL) {
+        return;
     }
-}
+    o = name(t, owner);
+    if (o == NULL) {
+        return;
+    }
 
-/* The cache no longer knows it: it has no bytes, and its counts would begin at zero. */
-static void forget(struct llm_tally *t, struct llm_tally_tenant *o)
-{
+    memcpy(o->counts, counts, sizeof(o->counts));
     for (int i = 0; i < N; i++) {
-        if (!is_sum(i)) {
-            t->named[i] -= o->told[i];
-            o->told[i] = 0;
+        if (is_sum(i)) {
+            counts[i] = counts[i] < n->spare[i] ? counts[i] : n->spare[i];
+            n->spare[i] -= counts[i];
         }
+        say(t, o, i, counts[i]);
     }
-    memset(o->counts, 0, sizeof(o->counts));
     store(entry_at(t, o->entry)->counters, o->told, N);
 }
 
-static void sweep(struct llm_tally *t)
+static void look_at_newcomers(struct llm_tally *t, const struct llm_cache *cache,
+                              const uint64_t counts[N])
 {
-    for (unsigned i = 0; i < N_BUCKETS; i++) {
-        for (struct llm_tally_tenant **p = &t->buckets[i], *o; (o = *p) != NULL;) {
-            if (o->round != t->round && o->entry == 0) {
-                *p = o->next;
-                free(o);
-                continue;
-            }
-            if (o->round + 1 == t->round) {
-                forget(t, o);
-            }
-            p = &o->next;
-        }
+    struct newcomers n = {.tally = t};
+
+    for (int i = 0; i < N; i++) {
+        n.spare[i] = counts[i] - t->named[i] - t->others[i];
     }
+    llm_cache_last_tenants(cache, MAX_NEWCOMERS, on_tenant, &n);
 }
 
 void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t now_ns, bool idle)
 {
     const struct llm_cache_counts c = llm_cache_counts(cache);
-    uint64_t counts[N], others[N];
+    uint64_t counts[N];
 
     gather(&c, counts);
     if ((now_ns < t->next_ns && !idle) || memcmp(counts, t->told, sizeof(counts)) == 0) {
@@ -231,24 +259,21 @@ void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t
         hand_over(entry_at(t, t->n_entries++), nobody);
     }
 
-    t->round++;
-    llm_cache_each_tenant(cache, on_tenant, t);
-    sweep(t);
+    look_at_named(t, cache);
+    look_at_newcomers(t, cache, counts);
 
     for (int i = 0; i < N; i++) {
-        others[i] = counts[i] - t->named[i];
+        t->others[i] = counts[i] - t->named[i];
     }
-    store(entry_at(t, 0)->counters, others, N);
+    store(entry_at(t, 0)->counters, t->others, N);
     store(t->state->counters, counts, N);
 }
 
 void llm_tally_free(struct llm_tally *t)
 {
-    for (unsigned i = 0; i < N_BUCKETS; i++) {
-        for (struct llm_tally_tenant *o = t->buckets[i], *next; o != NULL; o = next) {
-            next = o->next;
-            free(o);
-        }
+    for (struct llm_tally_tenant *o = t->newest, *older; o != NULL; o = older) {
+        older = o->older;
+        free(o);
     }
     *t = (struct llm_tally){0};
 }

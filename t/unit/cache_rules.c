@@ -505,8 +505,12 @@ static void test_counts(void)
     p.n = 3;
     run(alice, &p);
     c = llm_cache_counts(cache);
-    llm_cache_each_tenant(cache, see, &seen);
+    llm_cache_last_tenants(cache, UINT32_MAX, see, &seen);
     is_int(seen.n, 2, "two tenants");
+    seen = (struct seen){0};
+    llm_cache_last_tenants(cache, 1, see, &seen);
+    ok(seen.n == 1 && seen.of_alice.miss_tokens > 0, "the one that used pages last comes first");
+    seen.of_alice = llm_cache_tenant_counts(cache, alice_digest);
     is_int(seen.of_alice.hit_tokens[LLM_TIER_MEMORY], 6 * 64, "alice's hits in memory");
     is_int(seen.of_alice.hit_tokens[LLM_TIER_HOST], 1 * 64, "in the host tier");
     is_int(seen.of_alice.miss_tokens, 4 * 64, "misses");
@@ -522,7 +526,7 @@ static void test_counts(void)
     llm_cache_leave(cache, alice);
     llm_cache_leave(cache, bob);
     seen.n = 0;
-    llm_cache_each_tenant(cache, see, &seen);
+    llm_cache_last_tenants(cache, UINT32_MAX, see, &seen);
     is_int(seen.n, 2, "who left is there while its pages are");
     alice = llm_cache_join(cache, alice_digest, 1);
     is_int(match(alice, &p).n, 3, "and finds them again");
@@ -531,8 +535,10 @@ static void test_counts(void)
     alice = llm_cache_join(cache, (const uint8_t[32]){"carol"}, 1);
     llm_cache_leave(cache, alice);
     seen.n = 0;
-    llm_cache_each_tenant(cache, see, &seen);
+    llm_cache_last_tenants(cache, UINT32_MAX, see, &seen);
     is_int(seen.n, 2, "who has neither users nor pages is not");
+    c = llm_cache_tenant_counts(cache, (const uint8_t[32]){"carol"});
+    is_int(c.miss_tokens + c.bytes[LLM_TIER_MEMORY], 0, "and has no counts");
     close_cache("counts");
 }
 

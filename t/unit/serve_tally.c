@@ -16,6 +16,8 @@
 static struct {
     struct llm_cache_counts all, tenants[MAX_TENANTS];
     bool known[MAX_TENANTS];
+    uint64_t used[MAX_TENANTS], clock; /* when it last used the cache */
+    uint32_t n_looked_at;
 } books;
 
 static void owner_of(uint32_t i, uint8_t owner[32])
@@ -31,22 +33,48 @@ struct llm_cache_counts llm_cache_counts(const struct llm_cache *c)
     return books.all;
 }
 
-void llm_cache_each_tenant(const struct llm_cache *c, llm_cache_tenant_fn *fn, void *ctx)
+struct llm_cache_counts llm_cache_tenant_counts(const struct llm_cache *c, const uint8_t owner[32])
 {
+    uint32_t i;
+
+    (void) c;
+    memcpy(&i, owner + 4, sizeof(i));
+    books.n_looked_at++;
+    return books.tenants[i];
+}
+
+static int by_use(const void *a, const void *b)
+{
+    uint64_t x = books.used[*(const uint32_t *) a], y = books.used[*(const uint32_t *) b];
+
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+void llm_cache_last_tenants(const struct llm_cache *c, uint32_t n, llm_cache_tenant_fn *fn,
+                            void *ctx)
+{
+    uint32_t tenants[MAX_TENANTS], n_known = 0;
+
     (void) c;
     for (uint32_t i = 0; i < MAX_TENANTS; i++) {
+        if (books.known[i]) {
+            tenants[n_known++] = i;
+        }
+    }
+    qsort(tenants, n_known, sizeof(tenants[0]), by_use);
+    for (uint32_t i = 0; i < n && i < n_known; i++) {
         uint8_t owner[32];
 
-        owner_of(i, owner);
-        if (books.known[i]) {
-            fn(ctx, owner, &books.tenants[i]);
-        }
+        owner_of(tenants[i], owner);
+        books.n_looked_at++;
+        fn(ctx, owner, &books.tenants[tenants[i]]);
     }
 }
 
 static void hit(uint32_t tenant, uint64_t tokens)
 {
     books.known[tenant] = true;
+    books.used[tenant] = ++books.clock;
     books.tenants[tenant].hit_tokens[LLM_TIER_HOST] += tokens;
     books.all.hit_tokens[LLM_TIER_HOST] += tokens;
 }
@@ -223,6 +251,62 @@ static void test_full(void)
     ok(adds_up(), "also when all are gone");
 }
 
+/* However many tenants there are, a few are looked at. */
+static void test_bounded(void)
+{
+    for (uint32_t i = 0; i < MAX_TENANTS; i++) {
+        hit(i, 1);
+    }
+    books.n_looked_at = 0;
+    tell();
+    ok(books.n_looked_at > 0 && books.n_looked_at < 2 * LLM_IPC_TENANTS,
+       "two thousand tenants at once: %u are looked at", books.n_looked_at);
+    ok(adds_up(), "the table adds up");
+}
+
+/* Of every entry that stays the same tenant's. */
+static bool has_fallen(const struct llm_ipc_tenant *before, const struct llm_ipc_tenant *after)
+{
+    for (int i = 0; i < LLM_IPC_TENANT_COUNTS && before->version == after->version; i++) {
+        bool is_sum = i < LLM_IPC_COUNT_CACHED_BYTES || i >= LLM_IPC_COUNT_MISS_TOKENS;
+
+        if (is_sum && after->counters[i] < before->counters[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void test_random(void)
+{
+    static struct llm_ipc_tenant before[LLM_IPC_TENANTS], after;
+    uint32_t n_fallen = 0, n_wrong = 0;
+
+    srand(1);
+    for (int round = 0; round < 2000; round++) {
+        for (int i = rand() % 200; i > 0; i--) {
+            uint32_t tenant = (uint32_t) (rand() % MAX_TENANTS);
+
+            if (rand() % 4 == 0) {
+                leave(tenant);
+            } else {
+                hit(tenant, (uint64_t) (rand() % 100));
+                keep(tenant, (uint64_t) (rand() % 1000));
+            }
+        }
+        for (uint32_t i = 0; i < LLM_IPC_TENANTS; i++) {
+            llm_ipc_state_tenant(&session, i, &before[i]);
+        }
+        tell();
+        for (uint32_t i = 0; i < LLM_IPC_TENANTS; i++) {
+            n_fallen += llm_ipc_state_tenant(&session, i, &after) && has_fallen(&before[i], &after);
+        }
+        n_wrong += !adds_up();
+    }
+    is_int(n_fallen, 0, "tenants that come and go: no sum ever falls");
+    is_int(n_wrong, 0, "and the table always adds up");
+}
+
 /* Offsets and counts that a worker must not believe. */
 static void test_hostile(void)
 {
@@ -259,6 +343,8 @@ int main(void)
     test_counts();
     test_periods();
     test_full();
+    test_bounded();
+    test_random();
     test_hostile();
 
     munmap((void *) session.state, LLM_IPC_STATE_SIZE);
