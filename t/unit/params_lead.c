@@ -60,6 +60,7 @@ static const struct {
     /* nothing of other members counts */
     {"{\"a\":{\"messages\":1},\"b\":[\"prompt\",{}],\"c\":\"\\\"\",\"prompt\":\"x\",\"d\":-1.5e3}",
      TEXT("x")},
+    {"{\"parallel_tool_calls\":null,\"chat_template_kwargs\":{},\"prompt\":\"x\"}", TEXT("x")},
     /* escapes */
     {"{\"prompt\":\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"}", TEXT("\"\\/\b\f\n\r\t")},
     {"{\"prompt\":\"\\u0041\\u00e9\\u20AC\\ud83d\\ude00\"}", TEXT("A\u00e9\u20ac\U0001f600")},
@@ -77,7 +78,7 @@ static const char *const bad[] = {
     "{\"prompt\":\"a\nb\"}", "{\"prompt\":\"\\x\"}",
     "{\"prompt\":\"\\u004\"}", "{\"prompt\":\"\\u004g\"}", "{\"prompt\":\"\\u0000\"}",
     "{\"prompt\":\"\\ud83d\"}", "{\"prompt\":\"\\ud83d\\n\"}", "{\"prompt\":\"\\ud83d\\u0041\"}",
-    "{\"prompt\":\"\\ude00\"}", "{\"a\\x\":1,\"prompt\":\"a\"}",
+    "{\"prompt\":\"\\ude00\"}", "{\"prompt\":\"\\ude00\\ude00\"}", "{\"a\\x\":1,\"prompt\":\"a\"}",
     "{\"messages\":{}}", "{\"messages\":\"x\"}", "{\"messages\":[1]}", "{\"messages\":[{}]}",
     "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}",
     "{\"messages\":[{\"role\":\"systems\",\"content\":\"x\"}]}",
@@ -101,6 +102,7 @@ static const char *const open_ended[] = {
     "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"} {\"role\":\"system\",\"content\":\"y\"}"
     "]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":\"x\",\"content\":\"y\"}]}",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"x\",\"role\":\"system\"}]}",
     "{\"messages\":[{\"content\":\"x\",\"role\":\"system\",\"role\":\"system\"}]}",
     "{\"messages\":[{\"role\":\"system\",\"content\":\"x\"},{\"content\":\"y\"},"
     "{\"role\":\"system\",\"content\":\"z\"}]}",
