@@ -623,7 +623,6 @@ ngx_http_llm_add_engine(ngx_conf_t *cf, ngx_http_llm_model_t *model,
         }
 
         engine->name = *name;
-        engine->main_conf = lmcf;
         engine->sockaddr.sun_family = AF_UNIX;
         ngx_memcpy(engine->sockaddr.sun_path, path.data, path.len);
 

@@ -132,7 +132,6 @@ typedef enum {
 struct ngx_http_llm_engine_s {
     ngx_str_t                    name;       /* "unix:…" */
     struct sockaddr_un           sockaddr;
-    ngx_http_llm_main_conf_t    *main_conf;
 
     /* of this worker */
     ngx_http_llm_engine_state_e  state;
@@ -258,6 +257,7 @@ struct ngx_http_llm_ctx_s {
 
     /* engine */
     ngx_http_llm_engine_t       *engine;     /* from SUBMIT to FINISHED */
+    ngx_http_llm_engine_t       *crowded;    /* where it waits for room */
     uint32_t                     slot;
     uint32_t                     generation;
     uint32_t                     credit;     /* that the engine has left */
@@ -273,7 +273,7 @@ struct ngx_http_llm_ctx_s {
     ngx_event_t                  timer;
     ngx_msec_t                   begun;
     ngx_msec_t                   active;     /* when something was sent */
-    ngx_msec_t                   waits_since;
+    ngx_msec_t                   waits_since;  /* for crowded */
 
     /* answer */
     ngx_http_llm_choice_t       *choices;
@@ -286,7 +286,6 @@ struct ngx_http_llm_ctx_s {
     unsigned                     answered:1;   /* not by nginx itself */
     unsigned                     in_flight:1;  /* from begin to finalize */
     unsigned                     queued:1;
-    unsigned                     waits_for_room:1;
     unsigned                     done:1;       /* no record will follow */
     unsigned                     ended:1;      /* the last event is written */
     unsigned                     unheard:1;    /* its client is gone */

@@ -326,7 +326,7 @@ ngx_http_llm_timer_handler(ngx_event_t *ev)
         error = &ngx_http_llm_draining;
 
     } else if (ngx_http_llm_room_left(ctx) <= 0) {
-        error = ngx_http_llm_health_error(NGX_HTTP_LLM_FULL);
+        error = ngx_http_llm_refusal(ctx, NGX_HTTP_LLM_FULL, ctx->crowded);
 
     } else if (ngx_http_llm_keep_alive_left(ctx) <= 0) {
         /* also where the client is not ready for it */
@@ -414,7 +414,7 @@ ngx_http_llm_room_left(ngx_http_llm_ctx_t *ctx)
     ngx_msec_t                period;
     ngx_http_llm_loc_conf_t  *llcf;
 
-    if (!ctx->waits_for_room) {
+    if (ctx->crowded == NULL) {
         return NGX_HTTP_LLM_MAX_TICK;
     }
 
@@ -552,7 +552,7 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
 
     ngx_http_llm_params_free(&ctx->params);
 
-    ctx->waits_for_room = 0;
+    ctx->crowded = NULL;
     ngx_http_llm_arm(ctx);
 }
 
@@ -562,10 +562,11 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
 static void
 ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx, ngx_http_llm_engine_t *engine)
 {
-    if (engine->crowded && !ctx->waits_for_room) {
-        ctx->waits_for_room = 1;
+    if (ctx->crowded == NULL) {
         ctx->waits_since = ngx_current_msec;
     }
+
+    ctx->crowded = engine->crowded ? engine : NULL;
 
     ctx->resume = ngx_http_llm_submit;
 

@@ -550,8 +550,6 @@ ngx_http_llm_engine_exiting(ngx_http_llm_engine_t *engine)
     uint32_t      i;
     ngx_queue_t  *q;
 
-    engine->main_conf->exiting = ngx_current_msec;
-
     for (i = 0; i < engine->session.slots; i++) {
 
         if (engine->slots[i].ctx) {

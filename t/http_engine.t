@@ -144,14 +144,16 @@ works('a new beat');
 
 # --- it takes nothing ---
 
-$engine->set('consume=off');
+$engine->set('consume=off queued_tokens=20000 prefill_rate=1000');
 my @clients = map { my $c = $nginx->client;
     $c->request('POST', '/v1/completions', json => { prompt => 'x' x 400_000 }); $c } 1 .. 30;
 my @full = grep { $_->fill(0.3) } @clients;
 ok(@full > 5 && @full < 30, 'a full ring') or diag(scalar @full);
-refused('a full ring', 'engine_full', $full[0]->response);
+my $full = $full[0]->response;
+refused('a full ring', 'engine_full', $full);
+ok($full->header('Retry-After') >= 20 && $full->header('Retry-After') <= 26, 'and measured');
 $_->close for @clients;
-$engine->set('consume=on');
+$engine->set('consume=on queued_tokens=0 prefill_rate=0');
 works('after a full ring');
 ok($engine->idle, 'what was given up meanwhile is cancelled');
 
