@@ -162,7 +162,9 @@ static void add_prompt_rows(struct llm_sched *s, struct llm_batch *b)
         if (w->step == s->n_steps) {
             continue; /* what it has computed can be read by the next step */
         }
-        n_rows = rows_in_time(s, b, w, llm_pages_run(s, w, b->max_rows - b->n_rows));
+        /* q pays for no more than it has a use for */
+        n_rows = llm_pages_common(w, q, b->max_rows - b->n_rows);
+        n_rows = rows_in_time(s, b, w, llm_pages_run(s, w, n_rows));
         if (n_rows == 0) {
             break;
         }

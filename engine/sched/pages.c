@@ -123,6 +123,9 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
     if (take_rest(s, q, found.n) != LLM_OK) {
         return LLM_EAGAIN;
     }
+    if (q->n_chained > 0) {
+        llm_cache_count(s->cache, q->request->owner, &found, q->n_chained);
+    }
     q->n_matched = found.n;
     q->n_there = q->position = q->n_done = 0;
     publish_prompt(s, q, found.n);
@@ -215,6 +218,17 @@ uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max
         }
     }
     return max;
+}
+
+uint32_t llm_pages_common(const struct llm_sequence *w, const struct llm_sequence *q, uint32_t max)
+{
+    uint32_t i = w->position / LLM_PAGE_TOKENS + 1, n;
+
+    while (i < w->n_pages && holds(q, i, w->pages[i])) {
+        i++;
+    }
+    n = i * LLM_PAGE_TOKENS - w->position;
+    return n < max ? n : max;
 }
 
 void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from)

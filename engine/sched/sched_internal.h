@@ -132,6 +132,10 @@ struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequen
  * have none. */
 uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max);
 
+/* How many of w's next `max` rows are in pages that q has, too: w computes what q waits for. */
+uint32_t llm_pages_common(const struct llm_sequence *w, const struct llm_sequence *q,
+                          uint32_t max);
+
 /* Rows [from, q->position) were submitted: later steps may read the pages they fill. */
 void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from);
 

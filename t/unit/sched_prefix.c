@@ -295,6 +295,31 @@ static void test_no_inversion(void)
     free_job(light);
 }
 
+/* Who waits for a page pays for it, not for the prompt of the other one. */
+static void test_pays_for_own(void)
+{
+    struct job *writer = new_job(1, 60 * PAGE, 5), *follower;
+
+    open_sched(256, 1024, 8);
+    fake.row_ns = 1000;
+    share(writer, 1, LLM_SCOPE_PUBLIC);
+    llm_sched_submit(sched, &writer->request);
+    turn();
+    follower = like(writer, 17 * PAGE, 17 * PAGE + 20, 5);
+    share(follower, 2, LLM_SCOPE_PUBLIC);
+    llm_sched_submit(sched, &follower->request);
+    follower->request.tenant->counter -= 1e6; /* it is his turn */
+    turn();
+    is_int(writer->sequences[0].position, 17 * PAGE,
+           "a turn of who waits for a page ends with that page");
+    run();
+    ok(as_expected(writer) && as_expected(follower), "both are answered");
+    is_idle("after that");
+    close_sched();
+    free_job(writer);
+    free_job(follower);
+}
+
 /* Who came first pays for a prefix, until he goes: then one of those who use it on. */
 static void test_who_pays(void)
 {
@@ -603,6 +628,7 @@ int main(void)
     test_writer_cancelled();
     test_writer_paused();
     test_no_inversion();
+    test_pays_for_own();
     test_who_pays();
     test_choices(200, LLM_SCOPE_TENANT);
     test_choices(200, LLM_SCOPE_OFF);
