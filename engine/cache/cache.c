@@ -533,14 +533,6 @@ static uint32_t look_up(const struct llm_cache *c, const struct llm_digest *dige
     return run;
 }
 
-static void count_found(struct llm_cache_counts *counts, const struct llm_cache_found *found,
-                        uint32_t n)
-{
-    counts->hit_tokens[LLM_TIER_MEMORY] += (uint64_t) (found->n - found->n_host) * LLM_PAGE_TOKENS;
-    counts->hit_tokens[LLM_TIER_HOST] += (uint64_t) found->n_host * LLM_PAGE_TOKENS;
-    counts->miss_tokens += (uint64_t) (n - found->n) * LLM_PAGE_TOKENS;
-}
-
 void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
                      const struct llm_digest *digests, const uint32_t *ids, uint32_t n,
                      uint32_t *pages, struct llm_cache_found *found)
@@ -580,6 +572,19 @@ void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
     if (found->n > 0) {
         used_by(c, t, now);
     }
+}
+
+static void count_found(struct llm_cache_counts *counts, const struct llm_cache_found *found,
+                        uint32_t n)
+{
+    counts->hit_tokens[LLM_TIER_MEMORY] += (uint64_t) (found->n - found->n_host) * LLM_PAGE_TOKENS;
+    counts->hit_tokens[LLM_TIER_HOST] += (uint64_t) found->n_host * LLM_PAGE_TOKENS;
+    counts->miss_tokens += (uint64_t) (n - found->n) * LLM_PAGE_TOKENS;
+}
+
+void llm_cache_count(struct llm_cache *c, struct llm_cache_tenant *t,
+                     const struct llm_cache_found *found, uint32_t n)
+{
     count_found(&c->counts, found, n);
     count_found(&t->counts, found, n);
 }

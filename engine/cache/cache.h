@@ -67,8 +67,7 @@ bool llm_cache_shared(const struct llm_cache *c, uint32_t page); /* by two users
 /* The longest run of a prefix that is indexed: fills pages[] (one user more each; room for n) and
  * says how many of them come from where. digests[n] and ids[n * 64] of the prefix's first n pages.
  * Those in the host tier are given a page of the pool and are on their way; the run ends where none
- * is to be had. Pending pages are part of the run; behind one, only pending ones are. Counts hits
- * and misses (tokens) for `t`. */
+ * is to be had. Pending pages are part of the run; behind one, only pending ones are. */
 struct llm_cache_found {
     uint32_t n;         /* pages */
     uint32_t n_pending; /* of them: the last ones */
@@ -78,8 +77,13 @@ void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
                      const struct llm_digest *digests, const uint32_t *ids, uint32_t n,
                      uint32_t *pages, struct llm_cache_found *found);
 
-/* The same without touching anything, from any thread: how many pages a match would find now, as
- * far as one can tell. */
+/* Counts what was found of n pages, and what was not, as the tenant's hits and misses: once for
+ * each prompt, when its pages are put to use. */
+void llm_cache_count(struct llm_cache *c, struct llm_cache_tenant *t,
+                     const struct llm_cache_found *found, uint32_t n);
+
+/* What a match would find, without touching anything, from any thread: how many pages, as far as
+ * one can tell. */
 uint32_t llm_cache_estimate(const struct llm_cache *c, const struct llm_digest *digests,
                             uint32_t n);
 
@@ -111,7 +115,8 @@ void llm_cache_save(struct llm_cache *c, uint32_t n);
 /* Copies that every step from now on has to wait for; 0: none. */
 uint64_t llm_cache_fence(const struct llm_cache *c);
 
-/* 64-bit sums since the start, and what is there now. */
+/* 64-bit sums since the start, and what is there now. A tenant's are forgotten along with it, when
+ * its last page and its last user have gone, and begin at zero again; those of all stay. */
 enum llm_cache_tier { LLM_TIER_MEMORY, LLM_TIER_HOST, LLM_N_TIERS };
 
 struct llm_cache_counts {

@@ -334,9 +334,6 @@ static struct llm_cache_found model_match(uint32_t t, uint32_t prompt, uint32_t 
     if (f.n > 0) {
         use(t);
     }
-    model.counts.hit_tokens[LLM_TIER_MEMORY] += (f.n - f.n_host) * LLM_PAGE_TOKENS;
-    model.counts.hit_tokens[LLM_TIER_HOST] += f.n_host * LLM_PAGE_TOKENS;
-    model.counts.miss_tokens += (n_pages - f.n) * LLM_PAGE_TOKENS;
     return f;
 }
 
@@ -459,6 +456,10 @@ static bool begin(struct seq *q)
     if (q->n == before && before < n) {
         return drop(q); /* there is no room */
     }
+    llm_cache_count(cache, tenants[t], &got, n);
+    model.counts.hit_tokens[LLM_TIER_MEMORY] += (got.n - got.n_host) * LLM_PAGE_TOKENS;
+    model.counts.hit_tokens[LLM_TIER_HOST] += got.n_host * LLM_PAGE_TOKENS;
+    model.counts.miss_tokens += (n - got.n) * LLM_PAGE_TOKENS;
     for (uint32_t i = before; i < n; i++) {
         bool is_new;
 

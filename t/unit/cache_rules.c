@@ -122,6 +122,7 @@ static struct llm_cache_found run(struct llm_cache_tenant *t, struct prompt *p)
         printf("Bail out! no pages\n");
         exit(1);
     }
+    llm_cache_count(cache, t, &found, p->n);
     for (uint32_t i = found.n; i < p->n; i++) {
         llm_cache_publish(cache, t, p->pages[i], &p->digests[i], p->ids + i * LLM_PAGE_TOKENS,
                           writer);
@@ -500,6 +501,7 @@ static void test_counts(void)
 
     open_cache(8, 2, 100);
     run(alice, &p);
+    llm_cache_drop(cache, p.pages, match(alice, &p).n); /* nothing comes of it */
     run(alice, &p);
     run(bob, &q);
     p.n = 3;
