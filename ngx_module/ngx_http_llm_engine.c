@@ -80,8 +80,10 @@ ngx_http_llm_engine_health(ngx_http_llm_engine_t *engine)
 
 
 /*
- * What the engine says lags behind a burst of this worker's own requests,
- * which is a lower bound.  One that is crowded comes last.
+ * In choices, of which every one is work.  What the engine says lags behind a
+ * burst of this worker's own, and counts what runs by requests: so these are
+ * a lower bound, and the worker's own another.  One that is crowded comes
+ * last.
  */
 
 static uint64_t
@@ -96,7 +98,7 @@ ngx_http_llm_engine_load(ngx_http_llm_engine_t *engine)
     load = (uint64_t) ngx_http_llm_state_word(engine, queued_requests)
            + ngx_http_llm_state_word(engine, running_requests);
 
-    return ngx_max(load, engine->in_flight);
+    return ngx_max(load, engine->choices);
 }
 
 

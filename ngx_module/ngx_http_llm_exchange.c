@@ -117,6 +117,7 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
         slot->next = engine->free;
         engine->free = record->slot;
         engine->in_flight--;
+        engine->choices -= slot->choices;
 
         if (ctx) {
             ctx->engine = NULL;
@@ -199,9 +200,11 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
 
     engine->free = slot->next;
     engine->in_flight++;
+    engine->choices += ctx->params.n_choices;
 
     slot->busy = 1;
     slot->ctx = ctx;
+    slot->choices = ctx->params.n_choices;
 
     ctx->engine = engine;
     ctx->slot = i;

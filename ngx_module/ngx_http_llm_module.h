@@ -117,6 +117,7 @@ typedef struct {
     ngx_http_llm_ctx_t          *ctx;        /* NULL: its client is gone */
     ngx_msec_t                   cancelled;  /* when it lost ctx */
     uint32_t                     generation;
+    uint32_t                     choices;
     uint32_t                     next;       /* free slot */
     unsigned                     busy:1;     /* until FINISHED */
 } ngx_http_llm_slot_t;
@@ -148,6 +149,7 @@ struct ngx_http_llm_engine_s {
     ngx_http_llm_slot_t         *slots;
     uint32_t                     free;       /* session.slots: none */
     ngx_uint_t                   in_flight;
+    ngx_uint_t                   choices;    /* of these */
     ngx_uint_t                   cancelled;  /* of these: without a request */
 
     ngx_queue_t                  waiting;    /* requests: for the session, */

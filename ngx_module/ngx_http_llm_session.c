@@ -166,6 +166,7 @@ ngx_http_llm_engine_close(ngx_http_llm_engine_t *engine)
 
     engine->state = NGX_HTTP_LLM_ENGINE_DOWN;
     engine->in_flight = 0;
+    engine->choices = 0;
     engine->cancelled = 0;
     engine->owes = 0;
     engine->crowded = 0;

@@ -222,6 +222,19 @@ is($_->response->status, 200, 'a burst') for @clients;
 my $taken = $second->counters->{submitted} - $before;
 ok($taken >= 7 && $taken <= 13, 'a burst is shared') or diag($taken);
 
+# a request is as many as it has choices
+
+my $wide = $nginx->client;
+$wide->request('POST', '/v1/completions', json => { prompt => 'hang=end', n => 20, max_tokens => 1 });
+ok(wait_until(2, sub { $engine->counters->{requests} == 1 }), 'one with many choices');
+$before = $second->counters->{submitted};
+@clients = map { my $c = $nginx->client; $c->request('POST', '/both/v1/completions',
+    json => { prompt => 'first=300' }); $c } 1 .. 10;
+is($_->response->status, 200, 'beside it') for @clients;
+is($second->counters->{submitted} - $before, 10, 'counts them all');
+$wide->close;
+ok(wait_until(2, sub { $engine->counters->{requests} == 0 }), 'over');
+
 # what they have not read yet is not in their state: the worker knows what it has sent
 
 $_->set('consume=off') for $engine, $second;
