@@ -97,7 +97,7 @@ static void add_decode_rows(struct llm_sched *s, struct llm_batch *b)
     for (struct llm_sequence *q = s->running.first; q != NULL && b->n_rows < b->max_rows;
          q = q->next) {
         if (llm_sequence_decodes(q)) {
-            add(s, b, q, 1, q->request->tenant, &s->decode_cost);
+            add(s, b, q, 1, q->request->tenant, llm_sched_decode_cost(s));
         }
     }
 }
@@ -178,7 +178,9 @@ static void add_prompt_rows(struct llm_sched *s, struct llm_batch *b)
 /* What a step costs besides its rows is borne by its members alike. */
 static void charge_fixed(const struct llm_sched *s, const struct llm_batch *b)
 {
-    double ns = (b->n_prompt_rows > 0 ? s->prefill_cost : s->decode_cost).ns[LLM_COST_FIXED];
+    const struct llm_cost *cost =
+        b->n_prompt_rows > 0 ? &s->prefill_cost : llm_sched_decode_cost(s);
+    double ns = cost->ns[LLM_COST_FIXED];
 
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         llm_fair_charge(b->payers[i], ns / b->n_seqs);

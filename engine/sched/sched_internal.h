@@ -55,6 +55,12 @@ static inline uint64_t llm_sched_now(const struct llm_sched *s)
     return s->options.now(s->options.now_ctx);
 }
 
+/* What steps without prompt rows cost; until there was one, those with prompt rows tell. */
+static inline const struct llm_cost *llm_sched_decode_cost(const struct llm_sched *s)
+{
+    return llm_cost_known(&s->decode_cost) ? &s->decode_cost : &s->prefill_cost;
+}
+
 /* It still has rows to be read from tokens that are known, in chunks. */
 static inline bool llm_sequence_reads(const struct llm_sequence *q)
 {

@@ -187,6 +187,33 @@ static void test_resting_bound(void)
     llm_fair_free(&f);
 }
 
+/* The first tokens are charged at what steps have cost, though none had nothing but tokens. */
+static void test_first_tokens(void)
+{
+    struct job *talks = tenant_job(1, 1, 100, 50), *reads = tenant_job(2, 1, 4000, 5);
+    double before;
+
+    open_sched(400, 100, 4);
+    fake.row_ns = 1000;
+    llm_sched_submit(sched, &talks->request);
+    llm_sched_submit(sched, &reads->request);
+    while (talks->n_out[0] < 1) {
+        turn();
+    }
+    before = talks->request.tenant->counter;
+    while (talks->n_out[0] < 21) {
+        turn();
+    }
+    ok(reads->n_out[0] == 0 && talks->request.tenant->counter - before < 20 * 2000,
+       "twenty tokens beside a prompt cost %.0f us of step time",
+       (talks->request.tenant->counter - before) / 1e3);
+    run();
+    is_idle("after first tokens");
+    close_sched();
+    free_job(talks);
+    free_job(reads);
+}
+
 /* Pausing, or leaving and coming back, is no way to more. */
 static void test_no_reset(uint64_t max_step_ns)
 {
@@ -292,6 +319,7 @@ int main(void)
     test_weights("eight tenants with long prompts", 8, even, 1500, 3);
     test_weights("four tenants by weight, long answers", 4, steps, 30, 150);
     test_light();
+    test_first_tokens();
     test_no_reset(0);
     test_no_reset(20 * LLM_NS_PER_MS);
     test_slots();
