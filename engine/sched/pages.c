@@ -123,6 +123,9 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
     if (take_rest(s, q, found.n) != LLM_OK) {
         return LLM_EAGAIN;
     }
+    if (q->n_chained > 0) {
+        llm_cache_count(s->cache, q->request->owner, &found, q->n_chained);
+    }
     q->n_matched = found.n;
     q->n_there = q->position = q->n_done = 0;
     publish_prompt(s, q, found.n);
