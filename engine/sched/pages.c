@@ -186,7 +186,8 @@ void llm_pages_skip(const struct llm_sched *s, struct llm_sequence *q)
     }
 }
 
-/* A writer that waits itself waits for an earlier page, so this comes to an end. */
+/* A writer that waits itself waits for an earlier page, so this comes to an end; but one that has
+ * rows in this step is behind pages that nobody can read yet. */
 struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequence *q)
 {
     struct llm_sequence *w = q;
@@ -194,7 +195,7 @@ struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequen
     do {
         q = w;
         w = other_writer(s, q, q->pages[q->position / LLM_PAGE_TOKENS]);
-    } while (w != NULL);
+    } while (w != NULL && q->step != s->n_steps);
     return q;
 }
 

@@ -251,6 +251,32 @@ static void test_writer_paused(void)
     end_together(j);
 }
 
+/* Each is to compute a page that the other needs, and in one step the later one comes up to the
+ * page that the first one has not begun. */
+static void test_writers_of_each_other(void)
+{
+    struct job *a = new_job(1, 3 * PAGE, 5), *b = like(a, 3 * PAGE, 3 * PAGE, 5);
+
+    open_sched(64, 48, 8);
+    share(a, 1, LLM_SCOPE_TENANT);
+    share(b, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &a->request);
+    turn();
+    turn();
+    is_int(a->sequences[0].position, 96, "one stands still in the second of three pages");
+    llm_sched_pause(sched, &a->request, true);
+    llm_sched_submit(sched, &b->request);
+    turn();
+    is_int(b->sequences[0].position, 112, "another takes over, but does not come to the third");
+    llm_sched_pause(sched, &a->request, false);
+    run();
+    ok(as_expected(a) && as_expected(b), "then they share the work, and wait for each other");
+    is_idle("after that");
+    close_sched();
+    free_job(a);
+    free_job(b);
+}
+
 /* Turns until it has its first token; 1000: never. */
 static int turns_to_first(const struct job *j)
 {
@@ -627,6 +653,7 @@ int main(void)
     test_same_step();
     test_writer_cancelled();
     test_writer_paused();
+    test_writers_of_each_other();
     test_no_inversion();
     test_pays_for_own();
     test_who_pays();
