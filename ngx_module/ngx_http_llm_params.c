@@ -226,6 +226,8 @@ ngx_http_llm_params_lengths(ngx_http_llm_parser_t *ps)
 static int
 ngx_http_llm_params_choices(ngx_http_llm_parser_t *ps)
 {
+    uint32_t  n, part;
+
     /* all that are made are given: there are no better ones among them */
 
     if (ps->best_of && ps->best_of != ps->head.n) {
@@ -233,12 +235,34 @@ ngx_http_llm_params_choices(ngx_http_llm_parser_t *ps)
                                   "best_of is only supported if equal to n");
     }
 
-    if (ps->n_prompts * ps->head.n > LLM_IPC_MAX_CHOICES) {
+    n = ps->n_prompts * ps->head.n;
+
+    if (n > LLM_IPC_MAX_CHOICES) {
         return ngx_http_llm_params_fault(ps, "n",
                                          "At most %d choices are allowed, n "
                                          "for each prompt",
                                          LLM_IPC_MAX_CHOICES);
     }
+
+    part = NGX_HTTP_LLM_MAX_TOKENS / n;
+
+    if (n == 1 || ps->head.max_tokens <= part) {
+        return NGX_HTTP_LLM_PARAMS_OK;
+    }
+
+    /* who has not said how long they may be gets what there is */
+
+    if (!(ps->head.flags & LLM_IPC_FIT_CONTEXT)
+        || ps->head.min_tokens > part)
+    {
+        return ngx_http_llm_params_fault(ps, "n",
+                                         "At most %d tokens are allowed of "
+                                         "all choices together, max_tokens "
+                                         "for each of n for each prompt",
+                                         NGX_HTTP_LLM_MAX_TOKENS);
+    }
+
+    ps->head.max_tokens = part;
 
     return NGX_HTTP_LLM_PARAMS_OK;
 }

@@ -20,6 +20,9 @@
 #define NGX_HTTP_LLM_MAX_MEMBERS    256
 #define NGX_HTTP_LLM_MAX_MESSAGE    256
 
+/* tokens of several choices together: a worker may have to hold them all */
+#define NGX_HTTP_LLM_MAX_TOKENS     1048576
+
 
 /* what OpenAI's error object says; the texts never quote the request */
 

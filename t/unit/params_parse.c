@@ -290,6 +290,47 @@ static void test_limit(void)
     ngx_http_llm_params_free(&p);
 }
 
+/* What all choices together may have. */
+static void test_choices(void)
+{
+    static const struct {
+        const char *fields;
+        int max_tokens; /* 0: refused */
+    } cases[] = {
+        {"\"n\":1", 2000000},
+        {"\"n\":1,\"max_tokens\":2000000", 2000000},
+        {"\"n\":128", 8192},
+        {"\"n\":128,\"max_tokens\":8192", 8192},
+        {"\"n\":128,\"max_tokens\":8193", 0},
+        {"\"n\":2,\"max_tokens\":2000000", 0},
+        {"\"n\":128,\"min_tokens\":8192", 8192},
+        {"\"n\":128,\"min_tokens\":8193", 0},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        ngx_http_llm_params_t p = {.kind = LLM_IPC_KIND_COMPLETION,
+                                   .tenant = (const unsigned char *) "t",
+                                   .tenant_len = 1,
+                                   .max_tokens = 2000000,
+                                   .limit = 4096};
+        char body[128];
+        int rc;
+
+        p.body = (const unsigned char *) body;
+        p.len = (size_t) sprintf(body, "{\"prompt\":\"x\",%s}", cases[i].fields);
+        rc = ngx_http_llm_params_parse(&p);
+        if (cases[i].max_tokens > 0) {
+            ok(rc == NGX_HTTP_LLM_PARAMS_OK && (int) p.n_max_tokens == cases[i].max_tokens,
+               "%s: %u tokens each", cases[i].fields, p.n_max_tokens);
+        } else {
+            ok(rc == NGX_HTTP_LLM_PARAMS_ERROR && p.fault.status == 400 &&
+                   strcmp(p.fault.param, "n") == 0 && strstr(p.fault.message, "max_tokens") != NULL,
+               "%s: refused", cases[i].fields);
+        }
+        ngx_http_llm_params_free(&p);
+    }
+}
+
 int main(void)
 {
     json_object_seed(1);
@@ -298,5 +339,6 @@ int main(void)
     test_memory();
     test_scan();
     test_limit();
+    test_choices();
     return done_testing();
 }
