@@ -14,7 +14,7 @@
 _Static_assert(LANES <= LLM_CPU_MAX_LANES && LLM_CPU_MAX_LANES % LANES == 0, "tiles fit");
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 
 #define BLOCK (LANES * LANES)
 #define BLOCKS(n) (((size_t) (n) + LANES - 1) / LANES)
@@ -378,24 +378,43 @@ static void dot(const struct llm_cpu_matrix *w, uint32_t row, uint32_t n_outs,
 
 /* mix */
 
-/* n_r rows of a times n_v vectors of columns, the last of them `last` lanes wide. */
-INLINE void mix_block(const float *a, size_t lda, const float *w, size_t per_row, uint32_t n_t,
-                      const float *decay, float *out, size_t ldo, uint32_t last,
+/* Rows of a that are taken at a time, with LANES / 4 vectors of columns: with as many accumulators
+ * as the registers hold the multipliers never wait for one. */
+#define MIX_ROWS 6
+
+/* A tile of n_t x n_cols, the weights of its rows and where the sums go: as mix says of them. */
+struct mix_piece {
+    const float *tile;
+    uint32_t n_t, n_cols;
+    const float *a;
+    size_t lda;
+    const float *decay;
+    float *out;
+    size_t ldo;
+};
+
+/* Rows row … row + n_r times n_v vectors of columns from col on, the last of them `last` lanes
+ * wide. */
+INLINE void mix_block(const struct mix_piece *p, uint32_t row, uint32_t col, uint32_t last,
                       const uint32_t n_r, const uint32_t n_v)
 {
-    vf acc[LANES], av;
+    size_t per_row = BLOCKS(p->n_cols) * BLOCK, lda = p->lda, ldo = p->ldo;
+    const float *a = p->a + row * lda, *w = p->tile + col / LANES * BLOCK;
+    float *out = p->out + row * ldo + col;
+    uint32_t n_t = p->n_t;
+    vf acc[MIX_ROWS * LANES / 4], av;
 
     UNROLL
     for (uint32_t r = 0; r < n_r; r++) {
         UNROLL
         for (uint32_t v = 0; v < n_v; v++) {
             acc[r * n_v + v] = vf_zero();
-            if (decay != NULL) {
+            if (p->decay != NULL) {
                 vf old = v + 1 < n_v || last == LANES
                              ? vf_load(out + r * ldo + v * LANES)
                              : vf_load_n(out + r * ldo + v * LANES, last);
 
-                acc[r * n_v + v] = vf_mul(old, vf_set1(decay[r]));
+                acc[r * n_v + v] = vf_mul(old, vf_set1(p->decay[row + r]));
             }
         }
     }
@@ -429,21 +448,36 @@ INLINE void mix_block(const float *a, size_t lda, const float *w, size_t per_row
     }
 }
 
-/* n_r rows of a times a tile of n_t x n_cols. */
-INLINE void mix_rows(const float *a, size_t lda, const float *tile, uint32_t n_t, uint32_t n_cols,
-                     const float *decay, float *out, size_t ldo, const uint32_t n_r)
+INLINE void mix_rows(const struct mix_piece *p, uint32_t row, const uint32_t n_r)
 {
-    const uint32_t n_v = LANES / 4; /* with four rows as many accumulators as in dot */
-    size_t per_row = BLOCKS(n_cols) * BLOCK;
+    const uint32_t n_v = LANES / 4;
     uint32_t c = 0;
 
-    for (; c + n_v * LANES <= n_cols; c += n_v * LANES) {
-        mix_block(a, lda, tile + c / LANES * BLOCK, per_row, n_t, decay, out + c, ldo, LANES, n_r,
-                  n_v);
+    for (; c + n_v * LANES <= p->n_cols; c += n_v * LANES) {
+        mix_block(p, row, c, LANES, n_r, n_v);
     }
-    for (; c < n_cols; c += LANES) {
-        mix_block(a, lda, tile + c / LANES * BLOCK, per_row, n_t, decay, out + c, ldo,
-                  n_cols - c < LANES ? n_cols - c : LANES, n_r, 1);
+    for (; c < p->n_cols; c += LANES) {
+        mix_block(p, row, c, p->n_cols - c < LANES ? p->n_cols - c : LANES, n_r, 1);
+    }
+}
+
+static void mix_piece(const struct mix_piece *p, uint32_t n_rows)
+{
+    uint32_t row = 0;
+
+    for (; row + MIX_ROWS <= n_rows; row += MIX_ROWS) {
+        mix_rows(p, row, MIX_ROWS);
+    }
+    if (row + 4 <= n_rows) {
+        mix_rows(p, row, 4);
+        row += 4;
+    }
+    if (row + 2 <= n_rows) {
+        mix_rows(p, row, 2);
+        row += 2;
+    }
+    if (row < n_rows) {
+        mix_rows(p, row, 1);
     }
 }
 
@@ -451,19 +485,20 @@ static void mix(const struct llm_cpu_matrix *w, uint32_t row, uint32_t n_t, uint
                 uint32_t n_cols, const float *a, size_t lda, uint32_t n_rows, const float *decay,
                 float *out, size_t ldo, float *scratch)
 {
-    for (uint32_t c = 0, n; c < n_cols; c += n) {
-        uint32_t r = 0;
+    struct mix_piece p = {
+        .tile = scratch,
+        .n_t = n_t,
+        .a = a,
+        .lda = lda,
+        .decay = decay,
+        .ldo = ldo,
+    };
 
-        n = n_cols - c < LLM_CPU_MIX_COLS ? n_cols - c : LLM_CPU_MIX_COLS;
-        unpack(w, row, n_t, col + c, n, scratch);
-        for (; r + 4 <= n_rows; r += 4) {
-            mix_rows(a + r * lda, lda, scratch, n_t, n, decay != NULL ? decay + r : NULL,
-                     out + r * ldo + c, ldo, 4);
-        }
-        for (; r < n_rows; r++) {
-            mix_rows(a + r * lda, lda, scratch, n_t, n, decay != NULL ? decay + r : NULL,
-                     out + r * ldo + c, ldo, 1);
-        }
+    for (uint32_t c = 0; c < n_cols; c += p.n_cols) {
+        p.n_cols = n_cols - c < LLM_CPU_MIX_COLS ? n_cols - c : LLM_CPU_MIX_COLS;
+        p.out = out + c;
+        unpack(w, row, n_t, col + c, p.n_cols, scratch);
+        mix_piece(&p, n_rows);
     }
 }
 
