@@ -306,7 +306,7 @@ static void test_pages(void)
     const struct llm_page_layout *l = &ops->info(b)->layout;
     float *want = allocate(vocab * sizeof(*want));
     struct llm_step_result r;
-    char *host[2], *bytes;
+    char *host[2], *bytes, *whole;
     uint64_t fence;
     bool same = true;
 
@@ -350,6 +350,14 @@ static void test_pages(void)
                 && all_zero(to + n, LLM_PAGE_TOKENS * (size_t) l->planes[p].row_bytes - n);
     }
     ok(same, "ten rows of every plane are copied, no more");
+
+    for (uint64_t i = 0; i < l->page_bytes; i++) {
+        bytes[i] = (char) (i % 251);
+    }
+    ops->page_in(b, moved.pages[0], 0, l->n_planes, bytes, &fence);
+    whole = page_bytes(moved.pages[0]);
+    ok(memcmp(whole, bytes, l->page_bytes) == 0, "a whole page, in and out: all of its bytes");
+    free(whole);
 
     is_int(ops->page_copy(b, 0, N_PAGES * 1000000u, 1), LLM_EINVAL, "copy to no page");
     is_int(ops->page_copy(b, 0, 1, LLM_PAGE_TOKENS + 1), LLM_EINVAL, "copy of too many rows");
