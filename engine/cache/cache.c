@@ -1,6 +1,5 @@
 #include "engine/cache/cache.h"
 #include "engine/base/clock.h"
-#include "engine/base/machine.h"
 #include "engine/cache/host.h"
 #include "engine/cache/tier.h"
 
@@ -71,7 +70,7 @@ static uint32_t percent_of(uint32_t n, uint32_t percent)
 static int count_slots(const struct llm_cache *c, uint64_t host_bytes, uint32_t n_pages,
                        uint32_t *n_slots, struct llm_error *err)
 {
-    uint64_t n, usable = llm_usable_memory("");
+    uint64_t n;
 
     *n_slots = 0;
     if (host_bytes == 0) {
@@ -81,12 +80,6 @@ static int count_slots(const struct llm_cache *c, uint64_t host_bytes, uint32_t 
         return llm_fail(err, LLM_ENOMEM,
                         "a host tier of %" PRIu64 " bytes holds no page: one takes %" PRIu64,
                         host_bytes, c->page_bytes);
-    }
-    if (host_bytes > usable) {
-        return llm_fail(err, LLM_ENOMEM,
-                        "the host tier takes %" PRIu64 " MB, where %" PRIu64
-                        " MB are available: %" PRIu64 " MB are missing",
-                        host_bytes >> 20, usable >> 20, ((host_bytes - usable) >> 20) + 1);
     }
     n = host_bytes / c->page_bytes;
     *n_slots = n < LLM_MAX_ENTRIES - n_pages ? (uint32_t) n : LLM_MAX_ENTRIES - n_pages;

@@ -35,7 +35,8 @@ struct llm_cache_options {
     void *now_ctx;
 };
 
-/* LLM_ENOMEM says how much is missing. The backend must outlive the cache. */
+/* LLM_ENOMEM: there is no memory, or host_bytes hold no page. Whether the machine has host_bytes to
+ * spare is for the caller to see. The backend must outlive the cache. */
 int llm_cache_new(const struct llm_backend_ops *ops, struct llm_backend *backend,
                   const struct llm_cache_options *options, struct llm_cache **out,
                   struct llm_error *err);
