@@ -1,16 +1,15 @@
 #include "engine/sched/batch.h"
 
+#include "engine/base/clock.h"
 #include "engine/sched/sched_internal.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* A step that reads prompts has at least so many rows of them, however long it takes. */
 #define MIN_CHUNK 16
-
-/* What a step is planned to take, lest it take longer than it may: no two take the same time. */
-#define PLANNED(max_ns) ((max_ns) / 8 * 7)
 
 int llm_batch_init(struct llm_batch *b, uint32_t max_rows, uint32_t max_seqs)
 {
@@ -135,6 +134,12 @@ static struct llm_sequence *take_reader(struct llm_batch *b, uint32_t n)
     return q;
 }
 
+/* How long a step is planned to take, lest it take longer than it may: no two take the same. */
+static uint64_t planned_ns(const struct llm_sched *s)
+{
+    return (uint64_t) ((double) s->options.max_step_ns / s->margin);
+}
+
 /* How many of `max` rows of q the step has time for. */
 static uint32_t rows_in_time(const struct llm_sched *s, const struct llm_batch *b,
                              const struct llm_sequence *q, uint32_t max)
@@ -146,7 +151,7 @@ static uint32_t rows_in_time(const struct llm_sched *s, const struct llm_batch *
     }
     if (llm_cost_known(&s->prefill_cost)) {
         n = llm_cost_fit(&s->prefill_cost, b->work, q->position, max,
-                         PLANNED(s->options.max_step_ns));
+                         planned_ns(s));
     }
     n = n > least ? n : least;
     return n < max ? n : max;
@@ -198,6 +203,45 @@ void llm_batch_fill(struct llm_sched *s, struct llm_batch *b)
     add_decode_rows(s, b);
     add_prompt_rows(s, b);
     charge_fixed(s, b);
+}
+
+/* --- what steps yield --- */
+
+static uint32_t per_second(uint32_t rows, double ns)
+{
+    return (uint32_t) fmin(rows * (double) LLM_NS_PER_S / fmax(1, ns), UINT32_MAX);
+}
+
+uint32_t llm_batch_prefill_rate(const struct llm_sched *s)
+{
+    const struct llm_sched_options *o = &s->options;
+    struct llm_cost cost = s->prefill_cost;
+    uint32_t rows = o->max_batch_tokens;
+
+    if (!llm_cost_known(&cost)) {
+        return 0;
+    }
+    cost.most_rows = rows; /* as if a full step had been tried */
+    if (o->max_step_ns > 0) {
+        rows = llm_cost_fit(&cost, (struct llm_work){0}, 0, rows, planned_ns(s));
+        rows = rows > MIN_CHUNK ? rows : MIN_CHUNK;
+    }
+    return per_second(rows, llm_cost_of_step(&cost, llm_work_of(0, rows)));
+}
+
+uint32_t llm_batch_decode_rate(const struct llm_sched *s)
+{
+    const struct llm_cost *cost = llm_sched_decode_cost(s);
+    struct llm_work work = {0};
+
+    for (const struct llm_sequence *q = s->running.first; q != NULL; q = q->next) {
+        work = llm_work_sum(work, llm_work_of(q->position, 1));
+    }
+    if (work.rows == 0) {
+        work = llm_work_of(0, 1);
+    }
+    return llm_cost_known(cost) ? per_second((uint32_t) work.rows, llm_cost_of_step(cost, work))
+                                : 0;
 }
 
 struct llm_step llm_batch_step(const struct llm_batch *b)

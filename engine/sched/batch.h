@@ -34,6 +34,10 @@ void llm_batch_fill(struct llm_sched *s, struct llm_batch *b);
 /* The batch as a step; it points into the batch. */
 struct llm_step llm_batch_step(const struct llm_batch *b);
 
+/* Tokens a second, by what steps have cost; 0: none was run yet. See llm_sched_load. */
+uint32_t llm_batch_prefill_rate(const struct llm_sched *s);
+uint32_t llm_batch_decode_rate(const struct llm_sched *s);
+
 /* True when part i of the batch ends with a sampled token. */
 bool llm_batch_samples(const struct llm_batch *b, uint32_t i);
 

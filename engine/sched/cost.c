@@ -8,6 +8,11 @@
 /* What is left of a step's weight when the next one is learnt. */
 #define FORGETTING 0.98
 
+/* A margin, as far as it is above 1, with each step that is in time, and with one that is late, at
+ * least: in the long run one step in 220 is late (0.999^220 = 1 / 1.25), whatever the odds. */
+#define LATE_KEPT 0.999
+#define LATE_GROWS 1.25
+
 /* Rounds of improving one term after the other; each step goes on where the last one stopped. */
 #define ROUNDS 16
 
@@ -80,6 +85,14 @@ double llm_cost_of_part(const struct llm_cost *c, struct llm_work part)
 double llm_cost_of_step(const struct llm_cost *c, struct llm_work step)
 {
     return c->ns[LLM_COST_FIXED] + llm_cost_of_part(c, step);
+}
+
+double llm_cost_margin(double margin, double expected, uint64_t ns)
+{
+    double late = (double) ns / fmax(1, expected);
+
+    return late > margin ? fmin(2, fmax(late, 1 + LATE_GROWS * (margin - 1)))
+                         : 1 + LATE_KEPT * (margin - 1);
 }
 
 uint32_t llm_cost_fit(const struct llm_cost *c, struct llm_work work, uint32_t position,

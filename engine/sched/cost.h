@@ -36,6 +36,11 @@ double llm_cost_of_step(const struct llm_cost *c, struct llm_work step);
 /* Of a part of a step, without the fixed cost. */
 double llm_cost_of_part(const struct llm_cost *c, struct llm_work part);
 
+/* How many times longer than expected the worst of the late steps took, 1 … 2: what it is with one
+ * step more. A step that is planned to take so much less than it may is most likely done in time. */
+#define LLM_COST_MARGIN 1.15 /* before there was any */
+double llm_cost_margin(double margin, double expected, uint64_t ns);
+
 /* The most rows, 0 … max, from `position` that a step with `work` can take in and still be done
  * within `ns`; no more than twice the rows of what has been learnt. */
 uint32_t llm_cost_fit(const struct llm_cost *c, struct llm_work work, uint32_t position,

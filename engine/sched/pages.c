@@ -119,6 +119,7 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
     if (q->n_chained > 0) {
         llm_cache_match(s->cache, q->request->owner, q->chained, q->tokens, q->n_chained,
                         q->pages, &found);
+        llm_fair_charge(q->request->tenant, (double) (found.n_host * s->copy_ns));
     }
     if (take_rest(s, q, found.n) != LLM_OK) {
         return LLM_EAGAIN;

@@ -3,11 +3,12 @@
 #include "engine/base/clock.h"
 #include "engine/sched/sched_internal.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* Steps of the longest kind that a tenant which has been away may be ahead of others. */
 #define ALLOWANCE_STEPS 4
+
+#define COPY_BYTES_PER_NS 2
 
 static uint64_t monotonic(void *ctx)
 {
@@ -45,6 +46,8 @@ int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend
     s->options.now = options->now != NULL ? options->now : monotonic;
     s->sink = *sink;
     s->one_form = info->one_form || !options->deterministic;
+    s->copy_ns = info->layout.page_bytes / COPY_BYTES_PER_NS + 1;
+    s->margin = LLM_COST_MARGIN;
     s->fair.allowance = ALLOWANCE_STEPS * (double) options->max_step_ns;
     llm_cost_init(&s->prefill_cost);
     llm_cost_init(&s->decode_cost);
@@ -384,12 +387,15 @@ static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct ll
 
 static void measure(struct llm_sched *s, const struct llm_batch *b, uint64_t ns)
 {
-    bool reads = b->n_prompt_rows > 0;
-    struct llm_rate *r = reads ? &s->prefill_rate : &s->decode_rate;
+    struct llm_cost *cost = b->n_prompt_rows > 0 ? &s->prefill_cost : &s->decode_cost;
+    double expected = llm_cost_of_step(cost, b->work);
 
-    r->tokens += b->n_rows - r->tokens / 8;
-    r->seconds += (double) ns / (double) LLM_NS_PER_S - r->seconds / 8;
-    llm_cost_learn(reads ? &s->prefill_cost : &s->decode_cost, b->work, ns);
+    /* short ones tell little of those that are to be done in time */
+    if (b->n_prompt_rows > 0 && llm_cost_known(cost) &&
+        expected >= (double) s->options.max_step_ns / 4) {
+        s->margin = llm_cost_margin(s->margin, expected, ns);
+    }
+    llm_cost_learn(cost, b->work, ns);
 }
 
 /* Waits for the oldest step in flight. */
@@ -441,14 +447,12 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
  * for a small part of the time that steps take. */
 #define SAVES_AT_ONCE 16
 #define SAVE_PART 50
-#define COPY_BYTES_PER_NS 2 /* a cautious guess */
 
 static void save_pages(struct llm_sched *s, uint64_t step_ns)
 {
-    uint64_t copy_ns = s->ops->info(s->backend)->layout.page_bytes / COPY_BYTES_PER_NS + 1;
-    uint64_t n = (s->save_ns + step_ns / SAVE_PART) / copy_ns;
+    uint64_t n = (s->save_ns + step_ns / SAVE_PART) / s->copy_ns;
 
-    s->save_ns = (s->save_ns + step_ns / SAVE_PART) % copy_ns;
+    s->save_ns = (s->save_ns + step_ns / SAVE_PART) % s->copy_ns;
     llm_cache_save(s->cache, n < SAVES_AT_ONCE ? (uint32_t) n : SAVES_AT_ONCE);
 }
 
@@ -521,11 +525,6 @@ void llm_sched_pause(struct llm_sched *s, struct llm_request *r, bool paused)
     r->paused = paused;
 }
 
-static uint32_t per_second(const struct llm_rate *r)
-{
-    return r->seconds > 0 ? (uint32_t) fmin(r->tokens / r->seconds, UINT32_MAX) : 0;
-}
-
 struct llm_sched_load llm_sched_load(const struct llm_sched *s)
 {
     return (struct llm_sched_load){
@@ -533,8 +532,8 @@ struct llm_sched_load llm_sched_load(const struct llm_sched *s)
         .total_pages = llm_cache_total(s->cache),
         .running = s->running.n + s->leaving.n,
         .queued = s->n_waiting,
-        .prefill_rate = per_second(&s->prefill_rate),
-        .decode_rate = per_second(&s->decode_rate),
+        .prefill_rate = llm_batch_prefill_rate(s),
+        .decode_rate = llm_batch_decode_rate(s),
     };
 }
 

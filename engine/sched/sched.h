@@ -56,7 +56,10 @@ struct llm_sched_load {
     uint32_t free_pages, total_pages;
     uint32_t running;                   /* sequences */
     uint32_t queued;                    /* sequences */
-    uint32_t prefill_rate, decode_rate; /* tokens a second, measured; 0: not yet */
+
+    /* tokens a second, by what steps have cost, whatever steps those were; 0: none yet */
+    uint32_t prefill_rate; /* of a prompt that fills its steps, at its beginning */
+    uint32_t decode_rate;  /* of all that run now, together; of one where none does */
 };
 
 int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend,

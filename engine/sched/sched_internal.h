@@ -17,11 +17,6 @@
 
 #define LLM_STEPS_IN_FLIGHT 2
 
-/* Tokens and the time they took; older steps count for less and less. */
-struct llm_rate {
-    double tokens, seconds;
-};
-
 struct llm_sched {
     const struct llm_backend_ops *ops;
     struct llm_backend *backend;
@@ -46,7 +41,8 @@ struct llm_sched {
     uint64_t n_freed;   /* times that a sequence gave its pages back */
 
     struct llm_cost prefill_cost, decode_cost; /* of steps with prompt rows, of those without */
-    struct llm_rate prefill_rate, decode_rate;
+    double margin;    /* how many times longer than expected steps must be taken to be */
+    uint64_t copy_ns; /* of a page to or from the host tier, at a cautious guess */
     uint64_t save_ns; /* of steps, not yet spent on copies */
 };
 

@@ -30,10 +30,13 @@ static struct {
     bool healed;       /* FAKE_POISON is a token like any other */
     uint64_t step_ns;  /* how long a step really takes */
     uint64_t fixed_ns, row_ns, pair_ns; /* how long it takes by the fake clock */
+    uint32_t noise;    /* in percent: so much longer it may take, seldom so much */
     uint64_t now_ns;   /* the fake clock */
+    uint64_t bound_ns; /* a step that reads a prompt is late when it takes longer */
     uint64_t fail_at;  /* this step fails, counted from 1; 0: none */
     uint64_t steps, most_rows, two_in_flight;
     uint64_t longest_ns;     /* step by the fake clock that reads a prompt */
+    uint64_t prompt_steps, prompt_ns, late_steps; /* those that read a prompt */
     uint64_t queued_prompts; /* steps that read a prompt and were one of two in flight */
     uint64_t rows_read;      /* rows written from tokens that were known */
     uint64_t rows_again;     /* LLM_ROW_NO_WRITE */
@@ -410,6 +413,14 @@ static bool fake_reads(const struct llm_backend *b, const struct llm_step_seq *q
     return token != LLM_TOKEN_LAST && (!two_forms || q->position < b->seqs[q->slot].n_prompt);
 }
 
+/* How long a step takes of which so much is to be expected. */
+static uint64_t fake_ns(uint64_t ns, uint64_t step)
+{
+    double random = (double) (fake_mix(fake_mix(1, (uint32_t) step), 1) >> 40) / (1 << 24);
+
+    return ns + (uint64_t) ((double) ns * fake.noise / 100 * random * random);
+}
+
 static int fake_submit(struct llm_backend *b, const struct llm_step *step, uint64_t *ticket)
 {
     struct fake_step *s = &b->steps[b->submitted % 2];
@@ -443,9 +454,12 @@ static int fake_submit(struct llm_backend *b, const struct llm_step *step, uint6
     }
     fake_must(row == step->n_rows);
 
-    s->ns = fake.fixed_ns + fake.row_ns * row + fake.pair_ns * pairs;
-    if (s->reads_prompt && s->ns > fake.longest_ns) {
-        fake.longest_ns = s->ns;
+    s->ns = fake_ns(fake.fixed_ns + fake.row_ns * row + fake.pair_ns * pairs, b->submitted);
+    if (s->reads_prompt) {
+        fake.prompt_steps++;
+        fake.prompt_ns += s->ns;
+        fake.late_steps += s->ns > fake.bound_ns;
+        fake.longest_ns = s->ns > fake.longest_ns ? s->ns : fake.longest_ns;
     }
     if (row > fake.most_rows) {
         fake.most_rows = row;

@@ -141,6 +141,99 @@ static void test_gap(void)
     close_sched();
 }
 
+/* Steps take up to half as long again as they should, as machines do. */
+static void test_noise(void)
+{
+    const uint64_t bound = 20 * LLM_NS_PER_MS;
+
+    open_with(2000, false, (struct llm_sched_options){
+        .max_batch_tokens = 1024, .max_seqs = 16, .max_step_ns = bound});
+    fake.fixed_ns = (uint64_t) FIXED_NS;
+    fake.row_ns = (uint64_t) ROW_NS;
+    fake.pair_ns = (uint64_t) PAIR_NS;
+    fake.noise = 50;
+    fake.bound_ns = bound;
+    for (int i = 0; i < 100; i++) {
+        struct job *j = new_job(1, 4000, 2);
+
+        run_job(j);
+        fake_must(as_expected(j));
+        free_job(j);
+    }
+    ok(fake.prompt_steps > 1000 && fake.late_steps * 100 <= fake.prompt_steps,
+       "%u of %u steps take longer than they may", (unsigned) fake.late_steps,
+       (unsigned) fake.prompt_steps);
+    ok(fake.prompt_ns / fake.prompt_steps >= bound / 2, "though they make use of it: %.1f ms",
+       (double) fake.prompt_ns / (double) fake.prompt_steps / 1e6);
+    close_sched();
+}
+
+static void test_margin(void)
+{
+    double margin = llm_cost_margin(LLM_COST_MARGIN, 1000, 1300), later;
+
+    ok(margin == 1.3, "what was late is expected again");
+    later = llm_cost_margin(margin, 1000, 900);
+    ok(later < margin && later > 1.29, "and forgotten slowly");
+    ok(llm_cost_margin(margin, 1000, 9000) == 2, "but not more than it is worth");
+    for (int i = 0; i < 10000; i++) {
+        later = llm_cost_margin(later, 1000, 900);
+    }
+    ok(later >= 1 && later < 1.001, "a step is never taken to be short");
+}
+
+/* What is told of the prompts' rate, whatever steps came by. */
+static void test_rates(void)
+{
+    const double ns = FIXED_NS + 512 * ROW_NS + 512 * 513 / 2 * PAIR_NS, full = 512 / ns * 1e9;
+    struct job *prefix = new_job(1, 2048, 2), *streams[40];
+    struct llm_sched_load load;
+
+    open_with(2000, false, (struct llm_sched_options){
+        .max_batch_tokens = 512, .max_seqs = 64, .max_step_ns = 100 * LLM_NS_PER_MS});
+    fake.fixed_ns = (uint64_t) FIXED_NS;
+    fake.row_ns = (uint64_t) ROW_NS;
+    fake.pair_ns = (uint64_t) PAIR_NS;
+    load = llm_sched_load(sched);
+    ok(load.prefill_rate == 0 && load.decode_rate == 0, "no rates before the first step");
+    share(prefix, 1, LLM_SCOPE_TENANT);
+    run_job(prefix);
+    for (uint32_t i = 0; i < 100; i++) { /* tails behind a prefix that is cached */
+        struct job *j = new_job(1, 2048 + 1 + i % 30, 2);
+
+        memcpy(j->prompts[0], prefix->prompts[0], 2048 * sizeof(*j->prompts[0]));
+        share(j, 1, LLM_SCOPE_TENANT);
+        run_job(j);
+        free_job(j);
+    }
+    load = llm_sched_load(sched);
+    ok(load.prefill_rate > 0.95 * full && load.prefill_rate < 1.05 * full,
+       "a prompt's rate after short tails: %u, in truth %.0f", load.prefill_rate, full);
+
+    for (int i = 0; i < 40; i++) {
+        streams[i] = new_job(1, 300, 100);
+        streams[i]->request.n_stop_ids = 0;
+        llm_sched_submit(sched, &streams[i]->request);
+        turn();
+    }
+    while (streams[39]->n_out[0] < 20) {
+        turn();
+    }
+    load = llm_sched_load(sched);
+    ok(load.prefill_rate > 0.95 * full && load.prefill_rate < 1.05 * full,
+       "and beside many streams: %u", load.prefill_rate);
+    ok(load.decode_rate > 0.8 * load.running / (FIXED_NS + load.running * (ROW_NS + 350 * PAIR_NS)) *
+           1e9, "%u streams make %u tokens a second", load.running, load.decode_rate);
+    run();
+    ok(llm_sched_load(sched).decode_rate < 1e9 / (FIXED_NS + ROW_NS) * 1.2, "one alone makes %u",
+       llm_sched_load(sched).decode_rate);
+    close_sched();
+    free_job(prefix);
+    for (int i = 0; i < 40; i++) {
+        free_job(streams[i]);
+    }
+}
+
 /* However slow the machine, a step reads something. */
 static void test_slow(void)
 {
@@ -162,6 +255,9 @@ int main(void)
     test_learning();
     test_fit();
     test_gap();
+    test_margin();
+    test_noise();
+    test_rates();
     test_slow();
     return done_testing();
 }

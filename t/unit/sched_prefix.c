@@ -617,6 +617,7 @@ static void test_host_tier(void)
 {
     struct job *j[3], *again;
     uint64_t before;
+    double counter;
 
     open_with(20, false, (struct llm_sched_options){
         .max_batch_tokens = 64, .max_seqs = 8,
@@ -630,7 +631,12 @@ static void test_host_tier(void)
     again = like(j[0], 15 * PAGE + 10, 15 * PAGE + 10, 5);
     share(again, 1, LLM_SCOPE_TENANT);
     before = fake.rows_read;
-    run_job(again);
+    llm_sched_submit(sched, &again->request);
+    counter = again->request.tenant->counter;
+    turn();
+    ok(again->request.tenant->counter - counter >= 15.0 * PAGE * sizeof(struct fake_row) / 2,
+       "whose copies are charged");
+    run();
     ok(as_expected(again) && fake.page_ins > 0, "and comes back");
     is_int(again->request.cached_tokens, 15 * PAGE, "as a hit");
     is_int(fake.rows_read - before, 10, "nothing of it is computed again");
