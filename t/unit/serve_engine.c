@@ -1,5 +1,5 @@
 /* The engine as it is shipped, on the demo model: the reference's answers, all at once, through a
- * session; aborts at random moments; the command line. */
+ * session; the same bits in any company; aborts at random moments; the command line. */
 
 #include "t/unit/scratch.h"
 #include "t/unit/worker.h"
@@ -70,13 +70,23 @@ static int run(char **output, const char *in, const char *const *args)
 
 #define RUN(output, in, ...) run(output, in, (const char *const[]){__VA_ARGS__, NULL})
 
+/* The daemon with these options besides model and socket. */
+static pid_t start_with(const char *const *options)
+{
+    char *argv[24] = {(char *) "llm-engine", (char *) "--model", (char *) DEMO,
+                      (char *) "--listen", listen_arg};
+
+    for (int i = 0; options[i] != NULL; i++) {
+        argv[5 + i] = (char *) options[i];
+    }
+    return spawn(argv, "/dev/null", scratch_path("engine.log"));
+}
+
+#define START(...) start_with((const char *const[]){__VA_ARGS__, NULL})
+
 static pid_t start(const char *mode, const char *batch_tokens)
 {
-    char *argv[] = {(char *) "llm-engine", (char *) "--model", (char *) DEMO,
-                    (char *) "--listen", listen_arg, (char *) "--numerics", (char *) mode,
-                    (char *) "--max-batch-tokens", (char *) batch_tokens, NULL};
-
-    return spawn(argv, "/dev/null", scratch_path("engine.log"));
+    return START("--numerics", mode, "--max-batch-tokens", batch_tokens);
 }
 
 /* --- golden --- */
@@ -308,6 +318,105 @@ static void test_chat(void)
     worker_close(w);
 }
 
+/* --- the same bits --- */
+
+#define N_BITS 12 /* tokens of an answer */
+#define N_LONG 400
+
+/* The first choice of an answer. */
+struct bits {
+    uint32_t ids[N_BITS];
+    struct worker_logprob entries[4 * N_BITS]; /* each token, and the three likeliest */
+};
+
+static struct answer *ask_for_bits(struct worker *w, uint32_t slot, const uint32_t *ids,
+                                   uint32_t n_ids, uint16_t n)
+{
+    struct submit s;
+
+    submit_ids(&s, ids, n_ids, N_BITS);
+    s.head.flags = LLM_IPC_LOGPROBS | LLM_IPC_HAS_SEED | LLM_IPC_IGNORE_EOS;
+    s.head.top_logprobs = 3;
+    s.head.temperature = 1;
+    s.head.repetition_penalty = 1.1f;
+    s.head.seed = 42;
+    s.head.n = n;
+    return worker_submit(w, slot, &s);
+}
+
+static struct bits take_bits(struct worker *w, struct answer *a, const char *what)
+{
+    const struct answer_choice *c = &a->choices[0];
+    struct bits b = {0};
+
+    ok(worker_ends(w, a, LLM_IPC_OK) && c->n_ids == N_BITS && c->n_logprobs == 4 * N_BITS,
+       "%s: an answer with log-probabilities", what);
+    if (c->n_ids == N_BITS && c->n_logprobs == 4 * N_BITS) {
+        memcpy(b.ids, c->ids, sizeof(b.ids));
+        memcpy(b.entries, c->entries, sizeof(b.entries));
+    }
+    return b;
+}
+
+static uint64_t host_hits(const struct worker *w)
+{
+    return __atomic_load_n(&w->ipc.state->counters[LLM_IPC_COUNT_HIT_TOKENS + LLM_IPC_TIER_HOST],
+                           __ATOMIC_RELAXED);
+}
+
+/* A prompt of seven pages in a pool of nine: the next one pushes it out. */
+static void test_bits(void)
+{
+    static uint32_t prompts[3][N_LONG];
+    pid_t pid = START("--deterministic", "--max-context", "512", "--latent-memory", "6m",
+                      "--host-latent-memory", "64m", "--max-batch-tokens", "100");
+    struct worker *w = worker_open(socket_path);
+    struct bits cold, again, mate;
+    struct answer *a, *b;
+    uint64_t rng = 5, before;
+
+    for (int i = 0; i < 3; i++) {
+        for (int k = 0; k < N_LONG; k++) {
+            prompts[i][k] = 300 + (uint32_t) (scratch_random(&rng) % 3000);
+        }
+    }
+    w->patience_ns = 120 * LLM_NS_PER_S;
+    ok(worker_await_ready(w), "a deterministic engine");
+
+    a = ask_for_bits(w, 0, prompts[0], N_LONG, 1);
+    cold = take_bits(w, a, "cold");
+    is_int(a->finished.cached_tokens, 0, "computed as a whole");
+
+    a = ask_for_bits(w, 0, prompts[0], N_LONG, 1);
+    again = take_bits(w, a, "from memory");
+    is_int(a->finished.cached_tokens, 384, "found");
+    ok(memcmp(&again, &cold, sizeof(cold)) == 0, "the same bits");
+
+    take_bits(w, ask_for_bits(w, 0, prompts[1], N_LONG, 1), "another that pushes it out");
+    before = host_hits(w);
+    a = ask_for_bits(w, 0, prompts[0], N_LONG, 1);
+    again = take_bits(w, a, "from the host tier");
+    is_int(a->finished.cached_tokens, 384, "found");
+    for (int i = 0; i < 500 && host_hits(w) == before; i++) {
+        usleep(10000); /* it is told when there is nothing else to do */
+    }
+    ok(host_hits(w) > before, "there");
+    ok(memcmp(&again, &cold, sizeof(cold)) == 0, "the same bits");
+
+    mate = take_bits(w, ask_for_bits(w, 0, prompts[2], 30, 1), "one that will be a mate");
+    a = ask_for_bits(w, 0, prompts[0], N_LONG, 2);
+    b = ask_for_bits(w, 1, prompts[2], 30, 1);
+    again = take_bits(w, a, "beside another and a second choice");
+    ok(memcmp(&again, &cold, sizeof(cold)) == 0, "the same bits");
+    again = take_bits(w, b, "and the other");
+    ok(memcmp(&again, &mate, sizeof(mate)) == 0, "has its own");
+
+    ok(worker_await_idle(w), "the engine is idle");
+    kill(pid, SIGTERM);
+    is_int(wait_for(pid), 0, "and ends when told");
+    worker_close(w);
+}
+
 /* --- the command line --- */
 
 static void write_text(const char *path, const char *text)
@@ -480,6 +589,7 @@ int main(void)
     test_commands();
     test_sockets();
     test_chat();
+    test_bits();
     test_golden(root, "exact", "100");
     test_golden(root, "default", "512");
     json_decref(root);
