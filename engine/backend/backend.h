@@ -161,7 +161,13 @@ struct llm_backend_ops {
                 struct llm_error *err);
 
     /* Planes [first, first + n) of a page to or from host memory, which must stay valid until the
-     * fence is done. Fences count up; any thread may ask or wait. */
+     * fence is done. Fences count up; any thread may ask or wait.
+     *
+     * Copies of both directions run one after the other, in the order they were asked for: what
+     * was copied out may be copied in again, and memory that is copied in may be the target of the
+     * next copy out, without waiting. A copy runs after all steps and page_copies submitted before
+     * it. A later step runs after it only if its fence says so; it must where it reads a page that
+     * is copied in, or writes one that is copied in or out. */
     int (*page_out)(struct llm_backend *b, uint32_t page, uint32_t first, uint32_t n, void *host,
                     uint64_t *fence);
     int (*page_in)(struct llm_backend *b, uint32_t page, uint32_t first, uint32_t n,
@@ -169,7 +175,8 @@ struct llm_backend_ops {
     bool (*fence_done)(struct llm_backend *b, uint64_t fence);
     int (*fence_wait)(struct llm_backend *b, uint64_t fence);
 
-    /* Inside the pool, ordered with the steps: rows [0, n_rows) of every plane; all zero. */
+    /* Inside the pool, ordered with the steps: rows [0, n_rows) of every plane; all zero. They run
+     * after all copies asked for before from or to the pages they name, whatever fences say. */
     int (*page_copy)(struct llm_backend *b, uint32_t from, uint32_t to, uint32_t n_rows);
     int (*page_clear)(struct llm_backend *b, uint32_t page);
 };

@@ -71,7 +71,7 @@ struct fake_step {
 };
 
 /* A copy that was asked for and not made yet: it is its fence's turn, or a step's that waits for
- * it, to make it. */
+ * it, to make it. So it is made as late as it may be, in order with the others. */
 struct fake_move {
     uint32_t page;
     void *out;
@@ -151,6 +151,7 @@ static void fake_clear_seq(struct fake_seq *s)
 
 static void fake_free(struct llm_backend *b)
 {
+    fake_must(b->moves_made == b->moves_asked); /* or their host memory is gone by now */
     for (uint32_t i = 0; i < FAKE_MAX_SEQS; i++) {
         fake_clear_seq(&b->seqs[i]);
     }
@@ -278,19 +279,26 @@ static int fake_fence_wait(struct llm_backend *b, uint64_t fence)
     return LLM_OK;
 }
 
+/* All copies from and to a page come before what is done to it inside the pool. */
+static void fake_settle(struct llm_backend *b, uint32_t page)
+{
+    fake_move_until(b, b->moving_in[page]);
+    fake_move_until(b, b->moving_out[page]);
+}
+
 static int fake_page_copy(struct llm_backend *b, uint32_t from, uint32_t to, uint32_t n_rows)
 {
     fake_must(from != to && n_rows <= LLM_PAGE_TOKENS);
     fake.page_copies++;
-    fake_move_until(b, b->moving_in[from]);
-    fake_move_until(b, b->moving_in[to]);
-    fake_move_until(b, b->moving_out[to]);
+    fake_settle(b, from);
+    fake_settle(b, to);
     memcpy(fake_page(b, to), fake_page(b, from), n_rows * sizeof(*b->rows));
     return LLM_OK;
 }
 
 static int fake_page_clear(struct llm_backend *b, uint32_t page)
 {
+    fake_settle(b, page);
     memset(fake_page(b, page), 0, b->info.layout.page_bytes);
     return LLM_OK;
 }
