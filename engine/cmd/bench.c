@@ -176,7 +176,7 @@ static int run(struct bench *b, uint32_t batch, uint32_t n_prompt, uint32_t toke
             before = b->n_tokens;
         }
     }
-    if (rc == LLM_OK && r.outcome == LLM_OUTCOME_NO_MEMORY) {
+    if (rc == LLM_OK && r.outcome == LLM_OUTCOME_TOO_LARGE) {
         rc = llm_fail(err, LLM_ENOMEM, "the latent memory is too small for this");
     }
     if (rc == LLM_OK && r.outcome != LLM_OUTCOME_DONE) {

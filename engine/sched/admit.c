@@ -198,7 +198,9 @@ static bool has_slot(struct llm_sched *s, struct llm_sequence *q)
 
 static enum llm_outcome outcome_of(int rc)
 {
-    return rc == LLM_ENOMEM ? LLM_OUTCOME_NO_MEMORY : LLM_OUTCOME_INVALID;
+    return rc == LLM_ENOMEM   ? LLM_OUTCOME_NO_MEMORY
+           : rc == LLM_EINVAL ? LLM_OUTCOME_INVALID
+                              : LLM_OUTCOME_FAILED;
 }
 
 static bool lacks_pages(const struct llm_sched *s, const struct llm_sequence *q)

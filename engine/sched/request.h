@@ -19,7 +19,9 @@ enum llm_outcome {
     LLM_OUTCOME_EXPIRED,    /* a deadline had passed when its turn came */
     LLM_OUTCOME_NON_FINITE, /* the logits of one of its sequences were not numbers */
     LLM_OUTCOME_INVALID,    /* the backend cannot sample that way */
+    LLM_OUTCOME_TOO_LARGE,  /* one of its sequences can grow beyond all pages there are */
     LLM_OUTCOME_NO_MEMORY,
+    LLM_OUTCOME_FAILED,     /* the backend could not do what it must */
 };
 
 /* Why a sequence ended by itself. */

@@ -205,12 +205,9 @@ static bool fits_alone(const struct llm_sched *s, const struct llm_request *r)
     return true;
 }
 
-/* Enters it in the books of tenants. False: no memory, or it would never fit. */
+/* Enters it in the books of tenants. False: no memory. */
 static bool enter(struct llm_sched *s, struct llm_request *r)
 {
-    if (!fits_alone(s, r)) {
-        return false;
-    }
     r->tenant = llm_fair_enter(&s->fair, r->tenant_digest, r->weight);
     if (r->tenant == NULL) {
         return false;
@@ -223,7 +220,7 @@ static bool enter(struct llm_sched *s, struct llm_request *r)
 
 void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
 {
-    r->outcome = LLM_OUTCOME_DONE;
+    r->outcome = fits_alone(s, r) ? LLM_OUTCOME_DONE : LLM_OUTCOME_TOO_LARGE;
     r->paused = false;
     r->started = false;
     r->cached_tokens = 0;
@@ -231,8 +228,10 @@ void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
     r->tenant = NULL;
     r->owner = NULL;
 
-    if (!enter(s, r)) {
+    if (r->outcome == LLM_OUTCOME_DONE && !enter(s, r)) {
         r->outcome = LLM_OUTCOME_NO_MEMORY;
+    }
+    if (r->outcome != LLM_OUTCOME_DONE) {
         r->n_alive = 0;
         retire(s, r);
         return;

@@ -404,8 +404,10 @@ static enum llm_ipc_status status_of(const struct llm_call *call)
     case LLM_OUTCOME_NON_FINITE:
         return LLM_IPC_NON_FINITE;
     case LLM_OUTCOME_INVALID:
+    case LLM_OUTCOME_TOO_LARGE:
         return LLM_IPC_INVALID;
     case LLM_OUTCOME_NO_MEMORY:
+    case LLM_OUTCOME_FAILED:
         break;
     }
     return LLM_IPC_FAILED;
@@ -416,7 +418,10 @@ void llm_call_retired(struct llm_call *call)
     if (call->status == LLM_IPC_OK) {
         call->status = status_of(call);
         if (call->status == LLM_IPC_INVALID) {
-            llm_call_refuse(call, LLM_IPC_INVALID, "the model cannot sample with these parameters");
+            llm_call_refuse(call, LLM_IPC_INVALID,
+                            call->request.outcome == LLM_OUTCOME_TOO_LARGE
+                                ? "it could become longer than the latent memory holds"
+                                : "the model cannot sample with these parameters");
         }
     }
     done(call);

@@ -34,6 +34,7 @@ static struct {
     uint64_t now_ns;   /* the fake clock */
     uint64_t bound_ns; /* a step that reads a prompt is late when it takes longer */
     uint64_t fail_at;  /* this step fails, counted from 1; 0: none */
+    bool fail_copies;  /* page_copy does */
     uint64_t steps, most_rows, two_in_flight;
     uint64_t longest_ns;     /* step by the fake clock that reads a prompt */
     uint64_t prompt_steps, prompt_ns, late_steps; /* those that read a prompt */
@@ -289,6 +290,9 @@ static void fake_settle(struct llm_backend *b, uint32_t page)
 static int fake_page_copy(struct llm_backend *b, uint32_t from, uint32_t to, uint32_t n_rows)
 {
     fake_must(from != to && n_rows <= LLM_PAGE_TOKENS);
+    if (fake.fail_copies) {
+        return LLM_EINTERNAL;
+    }
     fake.page_copies++;
     fake_settle(b, from);
     fake_settle(b, to);

@@ -410,6 +410,22 @@ static void test_choices(uint32_t n_prompt, enum llm_scope scope)
     free_job(other);
 }
 
+static void test_no_copy(void)
+{
+    struct job *j = make_job(2, true, 100, 20);
+
+    open_sched(64, 64, 8);
+    fake.fail_copies = true;
+    share(j, 1, LLM_SCOPE_TENANT);
+    run_job(j);
+    ok(j->retired == 1 && j->request.outcome == LLM_OUTCOME_FAILED,
+       "a page that cannot be copied is no fault of the request");
+    run();
+    is_idle("after that");
+    close_sched();
+    free_job(j);
+}
+
 /* Nobody waits for choices that wait for their first. */
 static void test_choices_passed(void)
 {
@@ -667,6 +683,7 @@ int main(void)
     test_choices(200, LLM_SCOPE_OFF);
     test_choices(3 * PAGE, LLM_SCOPE_TENANT);
     test_choices(10, LLM_SCOPE_TENANT);
+    test_no_copy();
     test_choices_passed();
     test_first_choice_ends();
     test_non_finite();

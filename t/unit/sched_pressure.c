@@ -161,7 +161,7 @@ static void test_whole_pool(void)
     free_job(big);
 
     big = tenant_job(1, 300, 341);
-    ok(big->retired && big->request.outcome == LLM_OUTCOME_NO_MEMORY && !big->started,
+    ok(big->retired && big->request.outcome == LLM_OUTCOME_TOO_LARGE && !big->started,
        "one that can never fit is told at once");
     is_idle("after that");
     close_sched();
