@@ -112,16 +112,18 @@ my @refusals = (
     [ cancelled => 500, 'cancelled' ], [ revoked => 401, 'invalid_api_key' ],
     [ invalid => 400, undef ], [ context_length => 400, 'context_length_exceeded' ],
     [ prompt_length => 400, 'prompt_length_exceeded' ], [ queue_full => 503, 'engine_full' ],
-    [ tenant_full => 429, 'tenant_full' ], [ draining => 503, 'engine_draining' ],
-    [ timeout_queue => 503, 'queue_timeout' ],
+    [ tenant_full => 429, 'tenant_full', qr/requests or tokens/ ],
+    [ draining => 503, 'engine_draining' ],
+    [ timeout_queue => 503, 'queue_timeout', qr/does not get its turn in time/ ],
     [ timeout_first_token => 503, 'first_token_timeout' ], [ timeout => 503, 'timeout' ],
     [ non_finite => 500, 'non_finite' ], [ failed => 500, 'engine_failed' ],
 );
 for my $refusal (@refusals) {
-    my ($status, $http, $code) = @$refusal;
+    my ($status, $http, $code, $message) = @$refusal;
 
     for my $stream (\0, \1) {
-        error_is("$status, stream $$stream", ask("status=$status", stream => $stream), $http, $code);
+        error_is("$status, stream $$stream", ask("status=$status", stream => $stream), $http, $code,
+            $message);
     }
     # with the tokens that came in the same instant there still is a status to give, later not
     error_is("$status after it was counted", ask("status=$status first=20", stream => \1), $http,
