@@ -1,10 +1,11 @@
 /* What the files of the scheduler share. A sequence's way through them:
  *
- *   sched.c    submitted, ended; turns of the backend; tokens handed out
+ *   sched.c    submitted, ended
  *   admit.c    the next one to start, by its tenant's counter (fair.c)
  *   pages.c    the pages it starts with, and what it leaves for others
  *   preempt.c  who gives way when slots or pages run out
  *   batch.c    how running sequences become a step, by what it costs (cost.c)
+ *   step.c     turns of the backend; tokens handed out
  *   check.c    the books */
 
 #ifndef LLM_SCHED_SCHED_INTERNAL_H
@@ -82,6 +83,10 @@ void llm_sched_end_request(struct llm_sched *s, struct llm_request *r, enum llm_
  * LLM_SEQUENCE_ENDED, or LLM_SEQUENCE_PREEMPTED: then it waits in its tenant's queue again. The
  * request may be retired on return. */
 void llm_sched_leave(struct llm_sched *s, struct llm_sequence *q, enum llm_sequence_state state);
+
+/* A sequence that is leaving gives its slot back, if no step names it any more. The request may be
+ * retired on return. */
+void llm_sched_leave_slot(struct llm_sched *s, struct llm_sequence *q);
 
 /* --- admit.c --- */
 
