@@ -37,7 +37,7 @@ double llm_cost_of_step(const struct llm_cost *c, struct llm_work step);
 double llm_cost_of_part(const struct llm_cost *c, struct llm_work part);
 
 /* How many times longer than expected the worst of the late steps took, 1 … 2: what it is with one
- * step more. A step that is planned to take so much less than it may is most likely done in time. */
+ * step more. A step planned to take so much less than it may is most likely done in time. */
 #define LLM_COST_MARGIN 1.15 /* before there was any */
 double llm_cost_margin(double margin, double expected, uint64_t ns);
 

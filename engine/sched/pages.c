@@ -1,7 +1,9 @@
-/* A sequence's pages. Its first ones may be shared: full ones, each written by one sequence alone,
- * its writer, and read by others when that is done. All others belong to it alone. So nobody ever
- * writes a row that somebody else may read, and rows are handed over strictly in order: a sequence
- * reads no byte of a page that it, or the writer of a shared page, has not written. */
+/* A sequence's pages. Its first ones may be shared: full ones, each written by one sequence at a
+ * time, its writer, and read by others when it is complete; should the writer stop, the next one
+ * begins the page anew, with the same tokens. All others belong to it alone. So nobody ever writes
+ * a row that somebody else may read, and rows are handed over strictly in order: a sequence reads
+ * no byte of a page that it, or the writer of a shared page, has not written. A page that is
+ * forgotten has no writer to tell of any more: it is held only by those that are past it. */
 
 #include "engine/sched/sched_internal.h"
 

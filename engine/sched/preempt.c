@@ -3,8 +3,8 @@
  *
  * A tenant's share of slots and pages is by weight, among the active tenants. A tenant below its
  * share may take from the one furthest above, which must not fall below its own by that: so nobody
- * takes back what was just taken. A paused sequence has no use for what it holds: it goes before the
- * others of its tenant, and at any time for one of them that waits. While nothing but paused
+ * takes back what was just taken. A paused sequence has no use for what it holds: it goes before
+ * the others of its tenant, and at any time for one of them that waits. While nothing but paused
  * sequences run, anyone who waits may take from them: nobody waits for slow clients alone. */
 
 #include "engine/sched/sched_internal.h"
@@ -104,7 +104,7 @@ static struct llm_sequence *best_victim(const struct llm_sched *s, const struct 
     return victim;
 }
 
-/* Marks sequences that together give `missing` of what is wanted; says how much is missing still. */
+/* Marks sequences that together give `missing` of what is wanted. How much is missing still. */
 static uint32_t choose(struct llm_sched *s, const struct llm_tenant *asking, enum resource what,
                        uint32_t missing, enum victims whom)
 {

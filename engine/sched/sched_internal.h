@@ -6,7 +6,17 @@
  *   preempt.c  who gives way when slots or pages run out
  *   batch.c    how running sequences become a step, by what it costs (cost.c)
  *   step.c     turns of the backend; tokens handed out
- *   check.c    the books */
+ *   check.c    the books
+ *
+ * The rows of a running sequence, one for each token, and its counters:
+ *
+ *   0           n_done        position           n_read         n_known       n_prompt + max_tokens
+ *   |  computed   |  in flight   |  to be read in  |  to be read   |  to be sampled:       |
+ *   |  or found   |              |  chunks         |  one a step   |  `asked` so far       |
+ *
+ * n_there is `position`, or more where rows behind it are in the pages already: others have computed
+ * them since, or the last token of a prompt that was found whole is run again. Of the pages the
+ * first n_matched were found or promised, and the first n_chained have a digest. */
 
 #ifndef LLM_SCHED_SCHED_INTERNAL_H
 #define LLM_SCHED_SCHED_INTERNAL_H

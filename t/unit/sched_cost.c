@@ -188,6 +188,7 @@ static void test_rates(void)
     const double ns = FIXED_NS + 512 * ROW_NS + 512 * 513 / 2 * PAIR_NS, full = 512 / ns * 1e9;
     struct job *prefix = new_job(1, 2048, 2), *streams[40];
     struct llm_sched_load load;
+    double step_ns;
 
     open_with(2000, false, (struct llm_sched_options){
         .max_batch_tokens = 512, .max_seqs = 64, .max_step_ns = 100 * LLM_NS_PER_MS});
@@ -222,8 +223,8 @@ static void test_rates(void)
     load = llm_sched_load(sched);
     ok(load.prefill_rate > 0.95 * full && load.prefill_rate < 1.05 * full,
        "and beside many streams: %u", load.prefill_rate);
-    ok(load.decode_rate > 0.8 * load.running / (FIXED_NS + load.running * (ROW_NS + 350 * PAIR_NS)) *
-           1e9, "%u streams make %u tokens a second", load.running, load.decode_rate);
+    step_ns = FIXED_NS + load.running * (ROW_NS + 350 * PAIR_NS);
+    ok(load.decode_rate > 0.8 * load.running / step_ns * 1e9, "%u streams make %u tokens a second", load.running, load.decode_rate);
     run();
     ok(llm_sched_load(sched).decode_rate < 1e9 / (FIXED_NS + ROW_NS) * 1.2, "one alone makes %u",
        llm_sched_load(sched).decode_rate);
