@@ -28,8 +28,11 @@ static void must(bool cond, const char *what)
 
 static uint64_t draw(void)
 {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    return state >> 33 ^ state << 31;
+    uint64_t x = state += 0x9E3779B97F4A7C15ull; /* splitmix64: digests must be as good as a hash */
+
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
+    return x ^ x >> 31;
 }
 
 static uint64_t now(void *ctx)
