@@ -150,7 +150,8 @@ static bool may_enter(struct llm_call *call)
     case LLM_GATE_FULL:
         return llm_call_refuse(call, LLM_IPC_QUEUE_FULL, "the queue is full");
     case LLM_GATE_TENANT_FULL:
-        return llm_call_refuse(call, LLM_IPC_TENANT_FULL, "this tenant's part of the queue is full");
+        return llm_call_refuse(call, LLM_IPC_TENANT_FULL,
+                               "this tenant's part of the queue is full");
     case LLM_GATE_NO_MEMORY:
         return llm_call_refuse(call, LLM_IPC_FAILED, "the engine is out of memory");
     case LLM_GATE_PASSED:
