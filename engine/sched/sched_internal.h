@@ -14,9 +14,9 @@
  *   |  computed   |  in flight   |  to be read in  |  to be read   |  to be sampled:       |
  *   |  or found   |              |  chunks         |  one a step   |  `asked` so far       |
  *
- * n_there is `position`, or more where rows behind it are in the pages already: others have computed
- * them since, or the last token of a prompt that was found whole is run again. Of the pages the
- * first n_matched were found or promised, and the first n_chained have a digest. */
+ * n_there is `position`, or more where rows behind it are in the pages already: others have
+ * computed them since, or the last token of a prompt that was found whole is run again. Of the
+ * pages the first n_matched were found or promised, and the first n_chained have a digest. */
 
 #ifndef LLM_SCHED_SCHED_INTERNAL_H
 #define LLM_SCHED_SCHED_INTERNAL_H

@@ -224,7 +224,8 @@ static void test_rates(void)
     ok(load.prefill_rate > 0.95 * full && load.prefill_rate < 1.05 * full,
        "and beside many streams: %u", load.prefill_rate);
     step_ns = FIXED_NS + load.running * (ROW_NS + 350 * PAIR_NS);
-    ok(load.decode_rate > 0.8 * load.running / step_ns * 1e9, "%u streams make %u tokens a second", load.running, load.decode_rate);
+    ok(load.decode_rate > 0.8 * load.running / step_ns * 1e9,
+       "%u streams make %u tokens a second", load.running, load.decode_rate);
     run();
     ok(llm_sched_load(sched).decode_rate < 1e9 / (FIXED_NS + ROW_NS) * 1.2, "one alone makes %u",
        llm_sched_load(sched).decode_rate);
