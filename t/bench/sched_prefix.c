@@ -37,9 +37,13 @@ static double shared_prompt(struct driver *d, enum llm_cache_tier tier)
     return ms;
 }
 
-static void print_row(const char *what, double ms, double tail)
+/* The median, which is returned, and its ratio to that of the tail alone; 0: it is that. */
+static double print_row(const char *what, double times[RUNS], double tail)
 {
-    printf("%-44s %10.2f ms %8.2fx\n", what, ms, ms / tail);
+    double ms = bench_percentile(times, RUNS, 50);
+
+    printf("%-44s %10.2f ms %8.2fx\n", what, ms, tail != 0 ? ms / tail : 1);
+    return ms;
 }
 
 int main(int argc, char **argv)
@@ -47,6 +51,7 @@ int main(int argc, char **argv)
     const struct llm_sched_options options = {.max_batch_tokens = 512, .max_seqs = 4};
     struct llm_sched_options small_options = options;
     double tail[RUNS], cold[RUNS], memory[RUNS], host[RUNS];
+    double alone, from_memory, from_host, all;
     struct driver large, small;
 
     bench_open_model(&large, argc > 1 ? argv[1] : "models/demo", argc > 1);
@@ -66,12 +71,12 @@ int main(int argc, char **argv)
 
     printf("%s\n%u tokens, %u of them cached, %u computed; medians of %u\n",
            llm_backend_cpu.info(large.backend)->device, SHARED + OWN, CACHED, TAIL, RUNS);
-    print_row("cold, the tail alone", bench_percentile(tail, RUNS, 50), tail[RUNS / 2]);
-    print_row("prefix from memory", bench_percentile(memory, RUNS, 50), tail[RUNS / 2]);
-    print_row("prefix from the host tier", bench_percentile(host, RUNS, 50), tail[RUNS / 2]);
-    print_row("cold, all of it", bench_percentile(cold, RUNS, 50), tail[RUNS / 2]);
-    printf("share of cold: memory %.1f %%, host tier %.1f %%\n",
-           100 * memory[RUNS / 2] / cold[RUNS / 2], 100 * host[RUNS / 2] / cold[RUNS / 2]);
+    alone = print_row("cold, the tail alone", tail, 0);
+    from_memory = print_row("prefix from memory", memory, alone);
+    from_host = print_row("prefix from the host tier", host, alone);
+    all = print_row("cold, all of it", cold, alone);
+    printf("share of cold: memory %.1f %%, host tier %.1f %%\n", 100 * from_memory / all,
+           100 * from_host / all);
 
     bench_stop(&large);
     bench_stop(&small);
