@@ -158,7 +158,7 @@ $engine->stop;
 $engine = start('--max-batch-tokens', '64', '--max-tenant-queue-requests', '100');
 my %served;
 my @clients = map { send_prompt($_ % 2 ? 'heavy' : 'light', [ ids(300) ]) } 1 .. 40;
-ok(wait_until(60, sub { slurp("$nginx->{dir}/llm.log") =~ /^(?:.*\n){16}/ }), 'sixteen are served');
+ok(wait_until(240, sub { slurp("$nginx->{dir}/llm.log") =~ /^(?:.*\n){16}/ }), 'sixteen are served');
 $served{$_}++ for (slurp("$nginx->{dir}/llm.log") =~ /^(heavy|light) 200$/mg)[ 0 .. 15 ];
 diag("of the first sixteen: heavy $served{heavy}, light $served{light}");
 cmp_ok($served{heavy}, '>=', 10, 'three times the weight, about three times the service');
