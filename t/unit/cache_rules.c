@@ -450,6 +450,18 @@ static void test_save(void)
     ok(llm_cache_take(cache, 2, some) == LLM_OK, "pages besides");
     close_cache("saved");
 
+    open_cache(8, 6, 100);
+    run(alice, &p);
+    llm_cache_save(cache, 1);
+    is_int(llm_cache_fence(cache), 0, "a page is being saved");
+    match(alice, &p);
+    for (uint32_t i = 0; i < p.n; i++) {
+        llm_cache_forget(cache, p.pages[i]);
+    }
+    is_int(llm_cache_fence(cache), backend.n_begun, "who writes it after it is forgotten waits");
+    llm_cache_drop(cache, p.pages, p.n);
+    close_cache("forgotten while it is saved");
+
     open_cache(8, 8, 25);
     run(alice, &q);
     llm_cache_save(cache, 8);
