@@ -1,0 +1,40 @@
+/* Names of things in Redis, and the keys that values are sealed with (doc/redis.md). Pure
+ * functions: any thread. */
+
+#ifndef LLM_CACHE_REDIS_KEY_H
+#define LLM_CACHE_REDIS_KEY_H
+
+#include "engine/cache/digest.h"
+
+#include <stddef.h>
+
+/* "llm1:{tag}:" and 64 hexadecimal digits; tag: 32 of them. */
+#define LLM_REDIS_TAG_CHARS 32
+#define LLM_REDIS_NAME_MAX 128
+
+/* What all names and the seal of one tenant are made of. */
+struct llm_redis_tenant_keys {
+    char tag[LLM_REDIS_TAG_CHARS + 1]; /* of HMAC(master, owner) */
+    uint8_t naming[32];                /* for HMAC of page digest and epoch */
+    uint8_t seal[32];                  /* AES-256-GCM */
+};
+
+/* The master of a secret file: 32 bytes of HKDF-Extract of its contents. Refuses one that others
+ * than its owner may read or write, with fewer than 32 bytes, or larger than 4 KiB. */
+int llm_secret_read(const char *path, uint8_t master[32], struct llm_error *err);
+
+/* LLM_EINTERNAL when OpenSSL fails. */
+int llm_redis_tenant_keys(const uint8_t master[32], const uint8_t owner[32],
+                          struct llm_redis_tenant_keys *out);
+
+/* Names; each is NUL-terminated and fits. */
+int llm_redis_page_name(const struct llm_redis_tenant_keys *t, uint64_t epoch,
+                        const struct llm_digest *digest, char name[LLM_REDIS_NAME_MAX]);
+void llm_redis_epoch_name(const struct llm_redis_tenant_keys *t, char name[LLM_REDIS_NAME_MAX]);
+/* Of the bytes written in a window, which has a number: seconds since 1970 / ttl. */
+void llm_redis_quota_name(const struct llm_redis_tenant_keys *t, uint64_t window,
+                          char name[LLM_REDIS_NAME_MAX]);
+/* For SCAN: everything of the tenant's pages, of whatever epoch. */
+void llm_redis_page_pattern(const struct llm_redis_tenant_keys *t, char name[LLM_REDIS_NAME_MAX]);
+
+#endif
