@@ -152,7 +152,8 @@ static void backend_free(struct llm_backend *b)
     }
     llm_cpu_queue_stop(b->queue);
     llm_cpu_threads_stop(b->threads);
-    llm_cpu_slots_free(b);
+    llm_cpu_sequences_free(b);
+    llm_slots_free(&b->slots);
     llm_cpu_memory_free(b);
     llm_page_layout_free(&b->layout);
     free(b);

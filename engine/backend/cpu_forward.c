@@ -13,7 +13,7 @@ static void place_rows(struct llm_backend *b)
             b->row_seq[row] = &s->seqs[i];
             b->row_position[row] = s->seqs[i].position + j;
             if (s->tokens[row] == LLM_TOKEN_LAST) {
-                s->tokens[row] = b->slots[s->seqs[i].slot].last;
+                s->tokens[row] = b->sequences[s->seqs[i].slot].last;
             }
         }
     }

@@ -36,10 +36,10 @@ static const float *logits_of(const struct llm_backend *b, size_t wanted)
                            : b->logits + (wanted - n_host) * vocab;
 }
 
-static void remember(struct llm_cpu_slot *slot, uint32_t token)
+static void remember(struct llm_cpu_sequence *sequence, uint32_t token)
 {
-    slot->last = token;
-    llm_cpu_slot_count(slot, token, true);
+    sequence->last = token;
+    llm_cpu_count(sequence, token, true);
 }
 
 /* top_ids and top_logprobs of *out point to the room for them. */
@@ -67,18 +67,18 @@ static void sample_task(void *ctx, uint32_t task, uint32_t thread)
     const float *logits = logits_of(b, task);
     void *scratch = llm_cpu_scratch(b, thread);
     const struct llm_step_seq *seq = b->row_seq[w->row];
-    struct llm_cpu_slot *slot = &b->slots[seq->slot];
-    const struct llm_sampling *p = &slot->sampling;
+    struct llm_cpu_sequence *sequence = &b->sequences[seq->slot];
+    const struct llm_sampling *p = &sequence->sampling;
     struct llm_cpu_sampling sampling = {
         .n_vocab = p->n_vocab,
         .n_bias = p->n_bias,
         .bias_ids = p->bias_ids,
         .bias = p->bias,
         .repetition_penalty = p->repetition_penalty,
-        .seen = slot->seen,
+        .seen = sequence->seen,
         .frequency_penalty = p->frequency_penalty,
         .presence_penalty = p->presence_penalty,
-        .counts = slot->counts,
+        .counts = sequence->counts,
         .mask = seq->mask,
         .temperature = p->temperature,
         .top_p = p->top_p,
@@ -94,14 +94,14 @@ static void sample_task(void *ctx, uint32_t task, uint32_t thread)
     s->sampled[w->sampled] = (struct llm_sampled){.row = w->row};
     u = llm_philox_uniform(p->seed, b->row_position[w->row] + 1, p->choice, LLM_PHILOX_SAMPLE);
     token = llm_cpu_sample(b->kernels, &sampling, logits, u, scratch);
-    slot->over = slot->over || token == LLM_CPU_NO_TOKEN;
-    if (slot->over) {
+    sequence->over = sequence->over || token == LLM_CPU_NO_TOKEN;
+    if (sequence->over) {
         return;
     }
 
     s->sampled[w->sampled].n_tokens = 1;
     s->sampled[w->sampled].tokens[0] = token;
-    remember(slot, token);
+    remember(sequence, token);
     if (p->logprobs || p->n_top_logprobs > 0) {
         size_t at = (size_t) w->sampled * LLM_MAX_TOP_LOGPROBS;
 

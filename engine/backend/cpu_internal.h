@@ -14,6 +14,7 @@
 #include "engine/backend/backend.h"
 #include "engine/backend/cpu_queue.h"
 #include "engine/backend/cpu_threads.h"
+#include "engine/backend/slots.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/router.h"
 
@@ -44,11 +45,8 @@ struct llm_cpu_wanted {
     uint32_t row, sampled;
 };
 
-struct llm_cpu_slot {
-    bool used;
-    bool released;     /* by the caller; free once the steps that name it have run */
-    bool has_token;    /* sampled, or about to be by a step that is queued */
-    uint64_t last_job; /* the last step that names it */
+/* The sequence of a slot. */
+struct llm_cpu_sequence {
     struct llm_sampling sampling; /* with copies of the arrays */
 
     /* The driver's while a step that names the slot is queued. */
@@ -122,10 +120,10 @@ struct llm_backend {
     float softmax_scale, rope_magnitude;
 
     /* the model thread's */
-    struct llm_cpu_slot *slots; /* [max_seqs]; partly the driver's, see there */
-    uint64_t *slot_stamps;      /* [max_seqs] the last step checked that names the slot */
+    struct llm_slots slots;
+    struct llm_cpu_sequence *sequences; /* [max_seqs]; partly the driver's, see there */
     struct llm_cpu_step steps[LLM_CPU_STEPS]; /* the one numbered i at i % LLM_CPU_STEPS */
-    uint64_t n_submitted, n_waited, n_checked, last_job;
+    uint64_t n_submitted, n_waited, last_job;
 
     /* the driver's: the step that runs */
     struct llm_cpu_step *step;
@@ -216,8 +214,9 @@ int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *samplin
                        const uint32_t *tokens, uint32_t n_prompt, uint32_t n_sampled,
                        uint32_t *slot);
 void llm_cpu_seq_free(struct llm_backend *b, uint32_t slot);
-void llm_cpu_slot_count(struct llm_cpu_slot *slot, uint32_t token, bool sampled); /* penalties */
-void llm_cpu_slots_free(struct llm_backend *b);
+/* Counts a token for the penalties. */
+void llm_cpu_count(struct llm_cpu_sequence *s, uint32_t token, bool sampled);
+void llm_cpu_sequences_free(struct llm_backend *b);
 
 /* cpu_submit.c: the steps' way in and out. */
 int llm_cpu_submit(struct llm_backend *b, const struct llm_step *step, uint64_t *ticket);

@@ -229,10 +229,13 @@ int llm_cpu_memory_init(struct llm_backend *b, struct llm_error *err)
     }
 
     b->layers = calloc(b->model->config.n_layers, sizeof(*b->layers));
-    b->slots = calloc(b->options.max_seqs, sizeof(*b->slots));
-    b->slot_stamps = calloc(b->options.max_seqs, sizeof(*b->slot_stamps));
-    if (b->layers == NULL || b->slots == NULL || b->slot_stamps == NULL) {
+    b->sequences = calloc(b->options.max_seqs, sizeof(*b->sequences));
+    if (b->layers == NULL || b->sequences == NULL) {
         return llm_fail(err, LLM_ENOMEM, "out of memory");
+    }
+    rc = llm_slots_init(&b->slots, b->options.max_seqs, err);
+    if (rc != LLM_OK) {
+        return rc;
     }
 
     b->max_items = llm_cpu_attention_max_items(b);
@@ -261,6 +264,5 @@ void llm_cpu_memory_free(struct llm_backend *b)
     llm_memory_unmap(b->memory, b->memory_bytes);
     llm_memory_unmap(b->host_logits, b->host_logits_bytes);
     free(b->layers);
-    free(b->slots);
-    free(b->slot_stamps);
+    free(b->sequences);
 }

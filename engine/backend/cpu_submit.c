@@ -2,70 +2,6 @@
 
 #include <string.h>
 
-/* The rows of one sequence, which start at *row of the step. */
-static bool rows_ok(const struct llm_backend *b, const struct llm_step *step,
-                    const struct llm_step_seq *seq, uint32_t *row)
-{
-    const uint8_t all_flags = LLM_ROW_SAMPLE | LLM_ROW_LOGITS | LLM_ROW_NO_WRITE;
-
-    if (seq->n_rows > step->n_rows - *row) {
-        return false;
-    }
-    for (uint32_t i = 0; i < seq->n_rows; i++, ++*row) {
-        uint32_t token = step->tokens[*row];
-        uint8_t flags = step->flags[*row];
-
-        if (token == LLM_TOKEN_LAST ? !b->slots[seq->slot].has_token
-                                    : token >= b->model->config.vocab_size) {
-            return false;
-        }
-        if ((flags & ~all_flags) != 0 || (flags & LLM_ROW_SAMPLE && i + 1 < seq->n_rows)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool seq_ok(struct llm_backend *b, const struct llm_step_seq *seq)
-{
-    uint32_t n_pages;
-
-    if (seq->slot >= b->options.max_seqs || !b->slots[seq->slot].used
-        || b->slots[seq->slot].released || b->slot_stamps[seq->slot] == b->n_checked) {
-        return false;
-    }
-    b->slot_stamps[seq->slot] = b->n_checked;
-
-    if (seq->n_rows == 0 || seq->n_draft > 0 || seq->position >= b->options.max_context
-        || seq->n_rows > b->options.max_context - seq->position) {
-        return false;
-    }
-    n_pages = (seq->position + seq->n_rows + LLM_PAGE_TOKENS - 1) / LLM_PAGE_TOKENS;
-    for (uint32_t i = 0; i < n_pages; i++) {
-        if (seq->pages[i] >= b->info.n_pages) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool step_ok(struct llm_backend *b, const struct llm_step *step)
-{
-    uint32_t row = 0;
-
-    if (step->n_rows == 0 || step->n_rows > b->max_rows
-        || step->n_seqs > b->options.max_seqs || step->fence > b->last_job) {
-        return false;
-    }
-    b->n_checked++;
-    for (uint32_t i = 0; i < step->n_seqs; i++) {
-        if (!seq_ok(b, &step->seqs[i]) || !rows_ok(b, step, &step->seqs[i], &row)) {
-            return false;
-        }
-    }
-    return row == step->n_rows;
-}
-
 static void copy_step(const struct llm_backend *b, const struct llm_step *step,
                       struct llm_cpu_step *s)
 {
@@ -85,7 +21,7 @@ static void copy_step(const struct llm_backend *b, const struct llm_step *step,
         memcpy(pages, seq->pages, n_pages * sizeof(*pages));
         seq->pages = pages;
         if (seq->mask != NULL) {
-            n_words = (b->slots[seq->slot].sampling.n_vocab + 31) / 32;
+            n_words = (b->sequences[seq->slot].sampling.n_vocab + 31) / 32;
             memcpy(mask, seq->mask, n_words * sizeof(*mask));
             seq->mask = mask;
         }
@@ -95,12 +31,18 @@ static void copy_step(const struct llm_backend *b, const struct llm_step *step,
 int llm_cpu_submit(struct llm_backend *b, const struct llm_step *step, uint64_t *ticket)
 {
     struct llm_cpu_step *s = &b->steps[b->n_submitted % LLM_CPU_STEPS];
-    uint32_t row = 0;
+    const struct llm_step_limits limits = {
+        .max_rows = b->max_rows,
+        .max_context = b->options.max_context,
+        .n_pages = b->info.n_pages,
+        .vocab_size = b->model->config.vocab_size,
+        .last_fence = b->last_job,
+    };
 
     if (b->n_submitted - b->n_waited == LLM_CPU_IN_FLIGHT) {
         return LLM_EAGAIN;
     }
-    if (!step_ok(b, step)) {
+    if (!llm_slots_check(&b->slots, &limits, step)) {
         return LLM_EINVAL;
     }
     copy_step(b, step, s);
@@ -110,14 +52,7 @@ int llm_cpu_submit(struct llm_backend *b, const struct llm_step *step, uint64_t 
         llm_cpu_queue_push(b->queue, &(struct llm_cpu_job){.kind = LLM_CPU_JOB_STEP, .step = s});
     s->ticket = *ticket;
     b->n_submitted++;
-
-    for (uint32_t i = 0; i < step->n_seqs; i++) {
-        struct llm_cpu_slot *slot = &b->slots[step->seqs[i].slot];
-
-        row += step->seqs[i].n_rows;
-        slot->last_job = *ticket;
-        slot->has_token |= (step->flags[row - 1] & LLM_ROW_SAMPLE) != 0;
-    }
+    llm_slots_note(&b->slots, step, *ticket);
     return LLM_OK;
 }
 
