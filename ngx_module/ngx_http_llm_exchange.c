@@ -128,6 +128,9 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
         }
 
         break;
+
+    default: /* PURGED, which no worker asks for */
+        return NGX_ERROR;
     }
 
     if (ctx) {

@@ -148,11 +148,13 @@ enum llm_ipc_type {
     LLM_IPC_CANCEL = 3,
     LLM_IPC_REVOKE = 4,
     LLM_IPC_CREDIT = 5,
+    LLM_IPC_PURGE = 6, /* the one record of a control session, which sends no other */
     /* engine → worker */
     LLM_IPC_COUNTED = 32,
     LLM_IPC_TOKEN = 33,
     LLM_IPC_CHOICE_END = 34,
     LLM_IPC_FINISHED = 35,
+    LLM_IPC_PURGED = 36, /* of a control session */
 };
 
 #define LLM_IPC_INLINE 40
@@ -282,6 +284,12 @@ struct llm_ipc_credit {
     uint32_t bytes; /* more bytes of text may be sent */
 };
 
+/* Nothing that is cached of this tenant is to be found any more. One at a time in a session; the
+ * answer, PURGED, has the same slot and generation. */
+struct llm_ipc_purge {
+    uint8_t tenant[32]; /* SHA-256 of its name, of "*public*" for the public scope */
+};
+
 /* --- engine → worker payloads --- */
 
 struct llm_ipc_counted {
@@ -354,6 +362,11 @@ struct llm_ipc_finished {
     uint32_t drafted_tokens, accepted_tokens;
     uint64_t queue_ns, first_token_ns, total_ns; /* since SUBMIT was read */
     char detail[80]; /* fixed text, zero terminated; never of the prompt */
+};
+
+struct llm_ipc_purged {
+    uint64_t pages[4]; /* that were dropped, by enum llm_ipc_tier */
+    uint64_t in_use;   /* that requests go on to use, and nobody else finds */
 };
 
 /* --- engine state: one memfd, written by the engine alone, read by every worker --- */
@@ -547,6 +560,13 @@ LLM_IPC_IS(llm_ipc_revoke, 16);
 
 LLM_IPC_AT(llm_ipc_credit, bytes, 0);
 LLM_IPC_IS(llm_ipc_credit, 4);
+
+LLM_IPC_AT(llm_ipc_purge, tenant, 0);
+LLM_IPC_IS(llm_ipc_purge, 32);
+
+LLM_IPC_AT(llm_ipc_purged, pages, 0);
+LLM_IPC_AT(llm_ipc_purged, in_use, 32);
+LLM_IPC_IS(llm_ipc_purged, 40);
 
 LLM_IPC_AT(llm_ipc_counted, prompt_tokens, 0);
 LLM_IPC_AT(llm_ipc_counted, cached_tokens_estimate, 4);

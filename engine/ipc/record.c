@@ -126,6 +126,11 @@ int llm_ipc_revoke_read(const struct llm_ipc_record *r, struct llm_ipc_revoke *o
     return fixed_read(r, sizeof(*out), out, sizeof(*out));
 }
 
+int llm_ipc_purge_read(const struct llm_ipc_record *r, struct llm_ipc_purge *out)
+{
+    return fixed_read(r, sizeof(*out), out, sizeof(*out));
+}
+
 int llm_ipc_credit_read(const struct llm_ipc_record *r, struct llm_ipc_credit *out)
 {
     return fixed_read(r, sizeof(*out), out, sizeof(*out));
@@ -164,4 +169,9 @@ int llm_ipc_finished_read(const struct llm_ipc_record *r, struct llm_ipc_finishe
         return LLM_IPC_BROKEN;
     }
     return rc;
+}
+
+int llm_ipc_purged_read(const struct llm_ipc_record *r, struct llm_ipc_purged *out)
+{
+    return fixed_read(r, sizeof(*out), out, sizeof(*out));
 }

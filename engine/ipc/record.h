@@ -79,8 +79,10 @@ bool llm_ipc_logprob_next(const struct llm_ipc_token_view *v, size_t *at,
 int llm_ipc_counted_read(const struct llm_ipc_record *r, struct llm_ipc_counted *out);
 int llm_ipc_release_read(const struct llm_ipc_record *r, struct llm_ipc_release *out);
 int llm_ipc_revoke_read(const struct llm_ipc_record *r, struct llm_ipc_revoke *out);
+int llm_ipc_purge_read(const struct llm_ipc_record *r, struct llm_ipc_purge *out);
 int llm_ipc_credit_read(const struct llm_ipc_record *r, struct llm_ipc_credit *out);
 int llm_ipc_choice_end_read(const struct llm_ipc_record *r, struct llm_ipc_choice_end *out);
 int llm_ipc_finished_read(const struct llm_ipc_record *r, struct llm_ipc_finished *out);
+int llm_ipc_purged_read(const struct llm_ipc_record *r, struct llm_ipc_purged *out);
 
 #endif

@@ -185,8 +185,8 @@ int llm_ipc_send(struct llm_ipc_session *s, uint16_t type, uint32_t slot, uint32
 
 static bool type_ok(enum llm_ipc_side side, uint16_t type)
 {
-    return side == LLM_IPC_SIDE_ENGINE ? type >= LLM_IPC_SUBMIT && type <= LLM_IPC_CREDIT
-                                       : type >= LLM_IPC_COUNTED && type <= LLM_IPC_FINISHED;
+    return side == LLM_IPC_SIDE_ENGINE ? type >= LLM_IPC_SUBMIT && type <= LLM_IPC_PURGE
+                                       : type >= LLM_IPC_COUNTED && type <= LLM_IPC_PURGED;
 }
 
 /* Where a payload may lie: in one piece, aligned, in what the peer can have filled since the last

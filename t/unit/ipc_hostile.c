@@ -256,8 +256,8 @@ static bool record_sane(const struct llm_ipc_session *s, const struct llm_ipc_re
     bool engine = s->side == LLM_IPC_SIDE_ENGINE;
 
     return r->slot < s->slots && r->length <= s->peer.arena_size / 2
-           && (engine ? r->type >= LLM_IPC_SUBMIT && r->type <= LLM_IPC_CREDIT
-                      : r->type >= LLM_IPC_COUNTED && r->type <= LLM_IPC_FINISHED);
+           && (engine ? r->type >= LLM_IPC_SUBMIT && r->type <= LLM_IPC_PURGE
+                      : r->type >= LLM_IPC_COUNTED && r->type <= LLM_IPC_PURGED);
 }
 
 static const char *victim_turn(struct llm_ipc_session *s, struct counts *c, uint64_t *sum)

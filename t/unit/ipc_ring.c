@@ -375,7 +375,7 @@ static void test_descriptors(void)
         {"a slot too many", {.type = LLM_IPC_TOKEN, .slot = LLM_IPC_MIN_SLOTS}, LLM_IPC_BROKEN},
         {"type 0", {.type = 0}, LLM_IPC_BROKEN},
         {"a type between", {.type = LLM_IPC_COUNTED - 1}, LLM_IPC_BROKEN},
-        {"a type above", {.type = LLM_IPC_FINISHED + 1}, LLM_IPC_BROKEN},
+        {"a type above", {.type = LLM_IPC_PURGED + 1}, LLM_IPC_BROKEN},
         {"a worker's type", {.type = LLM_IPC_CREDIT}, LLM_IPC_BROKEN},
         {"reserved bits", {.type = LLM_IPC_TOKEN, .reserved = 1}, LLM_IPC_BROKEN},
         {"a position without need", {.type = LLM_IPC_TOKEN, .length = 40, .pos = 64},

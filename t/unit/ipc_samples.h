@@ -122,6 +122,8 @@ static inline int read_record(const struct llm_ipc_record *r, uint64_t *sum)
         struct llm_ipc_release release;
         struct llm_ipc_revoke revoke;
         struct llm_ipc_credit credit;
+        struct llm_ipc_purge purge;
+        struct llm_ipc_purged purged;
         struct llm_ipc_choice_end choice_end;
         struct llm_ipc_finished finished;
     } fixed;
@@ -160,6 +162,8 @@ static inline int read_record(const struct llm_ipc_record *r, uint64_t *sum)
         return llm_ipc_revoke_read(r, &fixed.revoke);
     case LLM_IPC_CREDIT:
         return llm_ipc_credit_read(r, &fixed.credit);
+    case LLM_IPC_PURGE:
+        return llm_ipc_purge_read(r, &fixed.purge);
     case LLM_IPC_COUNTED:
         return llm_ipc_counted_read(r, &fixed.counted);
     case LLM_IPC_CHOICE_END:
@@ -168,6 +172,8 @@ static inline int read_record(const struct llm_ipc_record *r, uint64_t *sum)
         rc = llm_ipc_finished_read(r, &fixed.finished);
         *sum += rc == LLM_IPC_DONE ? strlen(fixed.finished.detail) : 0;
         return rc;
+    case LLM_IPC_PURGED:
+        return llm_ipc_purged_read(r, &fixed.purged);
     default:
         return LLM_IPC_DONE;
     }
