@@ -1,5 +1,5 @@
-/* llm-golden [--device cpu] [--isa NAME] [--threads N] [--chunk N] [--numerics exact|default]
- *            [--latent-dtype f32|bf16|fp8] DIR…
+/* llm-golden [--device cpu|cuda[:N]] [--isa NAME] [--threads N] [--chunk N]
+ *            [--numerics exact|default] [--latent-dtype f32|bf16|fp8] [--deterministic] DIR…
  *
  * Checks folders of recorded results (t/golden.h) through a backend's own batch path: five runs,
  * with prompts fed whole and in chunks of 1, 7, 64 and 100 tokens, or one with --chunk (0: whole).
@@ -34,8 +34,9 @@ struct settings {
 
 static void usage(void)
 {
-    fputs("usage: llm-golden [--device cpu] [--isa scalar|avx2|avx512] [--threads N] [--chunk N]\n"
-          "                  [--numerics exact|default] [--latent-dtype f32|bf16|fp8] DIR...\n",
+    fputs("usage: llm-golden [--device cpu|cuda[:N]] [--isa scalar|avx2|avx512] [--threads N]\n"
+          "                  [--chunk N] [--numerics exact|default]\n"
+          "                  [--latent-dtype f32|bf16|fp8] [--deterministic] DIR...\n",
           stderr);
     exit(2);
 }
@@ -65,24 +66,37 @@ static uint32_t parse_count(const char *s)
     return (uint32_t) n;
 }
 
+static void open_device(struct settings *s, const char *name)
+{
+    struct llm_error err;
+
+    if (llm_device_open(name, NULL, &s->golden.device, &err) != LLM_OK) {
+        fprintf(stderr, "llm-golden: %s\n", err.text);
+        exit(1);
+    }
+}
+
 static void parse_options(int argc, char **argv, struct settings *s)
 {
     static const struct option options[] = {
         {"device", required_argument, NULL, 'd'},   {"isa", required_argument, NULL, 'i'},
         {"threads", required_argument, NULL, 't'},  {"chunk", required_argument, NULL, 'c'},
         {"numerics", required_argument, NULL, 'n'}, {"latent-dtype", required_argument, NULL, 'l'},
+        {"deterministic", no_argument, NULL, 'D'},
         {NULL, 0, NULL, 0},
     };
     int latents = -1, c;
 
     *s = (struct settings){
-        .golden = {.ops = &llm_backend_cpu, .numerics = LLM_NUMERICS_EXACT},
+        .golden = {.device.ops = &llm_backend_cpu, .numerics = LLM_NUMERICS_EXACT},
         .chunks = all_chunks,
         .n_chunks = sizeof(all_chunks) / sizeof(all_chunks[0]),
     };
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (c == 'd' && strcmp(optarg, "cpu") == 0) {
-            s->golden.ops = &llm_backend_cpu;
+        if (c == 'd') {
+            open_device(s, optarg);
+        } else if (c == 'D') {
+            s->golden.deterministic = true;
         } else if (c == 'i') {
             setenv("LLM_CPU_ISA", optarg, 1);
         } else if (c == 't') {

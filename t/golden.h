@@ -7,7 +7,7 @@
 #ifndef T_GOLDEN_H
 #define T_GOLDEN_H
 
-#include "engine/backend/backend.h"
+#include "engine/backend/device.h"
 #include "engine/model/safetensors.h"
 
 #include <jansson.h>
@@ -45,9 +45,10 @@ struct golden {
 };
 
 struct golden_options {
-    const struct llm_backend_ops *ops;
+    struct llm_device device;
     enum llm_numerics numerics;
     enum llm_latent_dtype latent_dtype;
+    bool deterministic;
     uint32_t threads;
     uint32_t chunk; /* 0: whole */
 };
@@ -361,14 +362,15 @@ static int golden_step(struct golden_run *run, uint32_t slot, const uint32_t *to
     }
     flags[n - 1] |= LLM_ROW_SAMPLE;
     step.flags = flags;
-    rc = run->options->ops->submit(run->backend, &step, &ticket);
+    rc = run->options->device.ops->submit(run->backend, &step, &ticket);
     free(flags);
-    return rc == LLM_OK ? run->options->ops->wait(run->backend, ticket, result, NULL) : rc;
+    return rc == LLM_OK ? run->options->device.ops->wait(run->backend, ticket, result, NULL)
+                        : rc;
 }
 
 static int golden_run_case(struct golden_run *run, const struct golden_case *c)
 {
-    const struct llm_backend_ops *ops = run->options->ops;
+    const struct llm_backend_ops *ops = run->options->device.ops;
     struct llm_sampling sampling = {
         .top_p = 1, .repetition_penalty = 1, .n_vocab = run->g->model->config.vocab_size};
     uint32_t chunk = run->options->chunk != 0 ? run->options->chunk : c->prompt.n;
@@ -447,6 +449,8 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
     struct golden_run run = {.g = g, .options = options, .result = result};
     struct llm_backend_options o = {
         .numerics = options->numerics,
+        .deterministic = options->deterministic,
+        .device = options->device.index,
         .latent_dtype = options->latent_dtype,
         .max_seqs = 1,
         .threads = options->threads,
@@ -486,7 +490,7 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
         run.pages[i] = n_pages - 1 - i; /* any order will do */
     }
 
-    rc = options->ops->load(g->model, &o, &run.backend, err);
+    rc = options->device.ops->load(g->model, &o, &run.backend, err);
     for (uint32_t i = 0; rc == LLM_OK && i < g->n_cases; i++) {
         rc = golden_run_case(&run, &g->cases[i]);
         if (rc != LLM_OK) {
@@ -501,7 +505,7 @@ static int golden_run(const struct golden *g, const struct golden_options *optio
     qsort(run.row_l2, run.n_rows, sizeof(*run.row_l2), golden_ascending);
     golden_max(&result->row_l2, run.row_l2[run.n_rows / 2]);
     result->nll = run.n_nll > 0 ? run.nll / run.n_nll : 0;
-    options->ops->free(run.backend);
+    options->device.ops->free(run.backend);
     free(run.pages);
     free(run.row_l2);
     return rc;

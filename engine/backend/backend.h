@@ -42,6 +42,7 @@ struct llm_backend_options {
     uint32_t max_batch_tokens; /* most rows of a step */
     uint32_t max_seqs;         /* sequence slots */
     uint32_t threads;          /* CPU: compute threads, 0: one per core this process may use */
+    uint32_t device;           /* GPU: which one */
 
     void (*beat)(void *ctx); /* called after every layer or launch, from a backend thread */
     void *beat_ctx;
@@ -133,6 +134,12 @@ struct llm_step_result {
 struct llm_backend; /* each backend's own */
 
 struct llm_backend_ops {
+    bool in_host_memory; /* the pool */
+
+    /* Bytes that a pool, and what steps need, could take now: of the device's memory, the weights
+     * that load puts there taken off. */
+    uint64_t (*room)(const struct llm_model *model, uint32_t device);
+
     /* Loads the weights and sets aside the pool and all that steps will need: no step allocates.
      * LLM_ENOMEM where that is more than this process can still use (without the logits that go to
      * the host, which hardly ever do); says how much is missing. Host memory is taken from the
@@ -182,5 +189,18 @@ struct llm_backend_ops {
 };
 
 extern const struct llm_backend_ops llm_backend_cpu;
+
+/* What a backend that is a shared object exports, under the name LLM_BACKEND_MODULE. It is used
+ * only by a program that was built with the same structs. */
+#define LLM_BACKEND_MODULE "llm_backend_module"
+#define LLM_BACKEND_ABI 1
+
+struct llm_backend_module {
+    uint32_t abi; /* LLM_BACKEND_ABI, raised with every change of this file */
+    uint32_t model_bytes, options_bytes; /* sizes of the structs */
+    const struct llm_backend_ops *ops;
+    /* Whether a device is there and can be used: LLM_EUNSUPPORTED says why not. */
+    int (*probe)(uint32_t device, struct llm_error *err);
+};
 
 #endif

@@ -1,4 +1,5 @@
 #include "engine/backend/cpu_internal.h"
+#include "engine/base/machine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -269,7 +270,15 @@ static int load(const struct llm_model *model, const struct llm_backend_options 
     return LLM_OK;
 }
 
+static uint64_t room(const struct llm_model *model, uint32_t device)
+{
+    (void) model, (void) device; /* mapped weights give way */
+    return llm_usable_memory("");
+}
+
 const struct llm_backend_ops llm_backend_cpu = {
+    .in_host_memory = true,
+    .room = room,
     .load = load,
     .free = backend_free,
     .info = info,

@@ -18,7 +18,7 @@
 #define SHORT_PROMPT 16 /* before decoding */
 
 struct options {
-    char *model, *threads, *batch, *prompt, *numerics;
+    char *model, *device, *threads, *batch, *prompt, *numerics;
     int load_format, latent_dtype;
     uint32_t tokens, repeat;
     bool deterministic, json, help;
@@ -37,6 +37,8 @@ static const struct llm_option table[] = {
     {.name = "load-format", .kind = LLM_OPTION_WORD, .offset = AT(load_format),
      .words = load_formats, .arg = "auto|dummy",
      .help = "dummy: made-up weights for the DIR's config.json, which may be its only file"},
+    {.name = "device", .kind = LLM_OPTION_TEXT, .offset = AT(device), .arg = "auto|cpu|cuda[:N]",
+     .help = "what computes (default auto)"},
     {.name = "threads", .kind = LLM_OPTION_TEXT, .offset = AT(threads), .arg = "N,…",
      .help = "compute threads (default: one a core)"},
     {.name = "numerics", .kind = LLM_OPTION_TEXT, .offset = AT(numerics), .arg = "MODE,…",
@@ -343,9 +345,9 @@ static int read_options(struct bench *b, int argc, char **argv, struct llm_error
     }
     b->settings = (struct llm_settings){
         .model = o->model,
+        .device = o->device,
         .deterministic = o->deterministic,
         .latent_dtype = o->latent_dtype,
-        .max_batch_tokens = LLM_DEFAULT_BATCH_TOKENS,
     };
     return rc;
 }
@@ -358,8 +360,11 @@ static int open_model(struct bench *b, struct llm_error *err)
     if (b->options.load_format == LOAD_AUTO) {
         return llm_served_open(&b->served, &b->settings, err);
     }
-    b->served = (struct llm_served){.ops = &llm_backend_cpu};
-    rc = llm_model_dummy(b->options.model, 0, &b->served.model, err);
+    b->served = (struct llm_served){0};
+    rc = llm_served_open_device(&b->served, &b->settings, err);
+    if (rc == LLM_OK) {
+        rc = llm_model_dummy(b->options.model, 0, &b->served.model, err);
+    }
     if (rc == LLM_OK) {
         b->served.n_vocab = b->served.model->config.vocab_size;
     }

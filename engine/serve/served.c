@@ -1,5 +1,6 @@
 #include "engine/serve/served.h"
 
+#include "engine/backend/device.h"
 #include "engine/base/checked.h"
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
@@ -14,10 +15,13 @@
 #include <string.h>
 #include <sys/random.h>
 
-/* Latent memory when nobody says: a quarter of what is free, and no more than what as many
- * sequences of full length can use. */
+/* Latent memory when nobody says: a quarter of what is free, of a GPU all but a quarter, and no
+ * more than what as many sequences of full length can use. */
 #define DEFAULT_SHARE 4
 #define DEFAULT_SEQUENCES 32
+
+#define BATCH_TOKENS 512
+#define GPU_BATCH_TOKENS 4096
 
 #define DUMMY_SEED 1
 
@@ -112,18 +116,30 @@ static int open_model(struct llm_served *s, const struct llm_settings *settings,
     return rc == LLM_OK ? open_text(s, settings, err) : rc;
 }
 
+int llm_served_open_device(struct llm_served *s, const struct llm_settings *settings,
+                           struct llm_error *err)
+{
+    const char *name = settings->device != NULL ? settings->device : "auto";
+    struct llm_device device;
+    int rc = llm_device_open(name, NULL, &device, err);
+
+    s->ops = device.ops;
+    s->device = device.index;
+    return rc;
+}
+
 int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
                     struct llm_error *err)
 {
     uint32_t known;
     int rc;
 
-    *s = (struct llm_served){
-        .ops = &llm_backend_cpu, /* the one device there is */
-        .trust_special = settings->trust_special_tokens,
-    };
+    *s = (struct llm_served){.trust_special = settings->trust_special_tokens};
 
-    rc = open_model(s, settings, err);
+    rc = llm_served_open_device(s, settings, err);
+    if (rc == LLM_OK) {
+        rc = open_model(s, settings, err);
+    }
     if (rc == LLM_OK && getrandom(s->secret, sizeof(s->secret), 0) != sizeof(s->secret)) {
         rc = llm_fail(err, LLM_EIO, "no random numbers to be had");
     }
@@ -152,23 +168,33 @@ fail:
     return rc;
 }
 
-/* Bytes of the pool: what was asked for, or what suits the machine; `one` is what a sequence of
- * full length takes. With the host tier it must fit into what this process can still use; for the
- * pool alone the backend sees to that, which knows what else it needs. */
-static int choose_latent_bytes(const struct llm_settings *settings, uint64_t one, uint64_t *bytes,
-                               struct llm_error *err)
+/* Bytes of the pool when nobody says; `one` is what a sequence of full length takes. */
+static uint64_t default_latent_bytes(const struct llm_served *s, uint64_t host, uint64_t one)
+{
+    uint64_t room = s->ops->room(s->model, s->device), bytes;
+
+    if (s->ops->in_host_memory) {
+        bytes = (room - (host < room ? host : room)) / DEFAULT_SHARE;
+    } else {
+        bytes = room - room / DEFAULT_SHARE;
+    }
+    return bytes < one * DEFAULT_SEQUENCES ? bytes : one * DEFAULT_SEQUENCES;
+}
+
+/* Bytes of the pool: what was asked for, or what suits the machine. With the host tier it must fit
+ * into what this process can still use; for the pool alone the backend sees to that, which knows
+ * what else it needs. */
+static int choose_latent_bytes(const struct llm_served *s, const struct llm_settings *settings,
+                               uint64_t one, uint64_t *bytes, struct llm_error *err)
 {
     uint64_t usable = llm_usable_memory(""), host = settings->host_latent_memory, wanted;
 
     *bytes = settings->latent_memory;
     if (*bytes == 0) {
-        *bytes = (usable - (host < usable ? host : usable)) / DEFAULT_SHARE;
-        if (*bytes > one * DEFAULT_SEQUENCES) {
-            *bytes = one * DEFAULT_SEQUENCES;
-        }
+        *bytes = default_latent_bytes(s, host, one);
     }
 
-    if (!llm_add_u64(*bytes, host, &wanted)) {
+    if (!llm_add_u64(s->ops->in_host_memory ? *bytes : 0, host, &wanted)) {
         wanted = UINT64_MAX;
     }
     if (host > 0 && wanted > usable) {
@@ -202,7 +228,7 @@ static int choose_sizes(struct llm_served *s, const struct llm_settings *setting
         return llm_fail(err, LLM_EINVAL, "the context length is absurd: set --max-context");
     }
 
-    rc = choose_latent_bytes(settings, one, &options->latent_bytes, err);
+    rc = choose_latent_bytes(s, settings, one, &options->latent_bytes, err);
     if (rc != LLM_OK) {
         return rc;
     }
@@ -223,6 +249,9 @@ static int choose_sizes(struct llm_served *s, const struct llm_settings *setting
 
     s->max_context = context;
     s->max_batch_tokens = settings->max_batch_tokens;
+    if (s->max_batch_tokens == 0) {
+        s->max_batch_tokens = s->ops->in_host_memory ? BATCH_TOKENS : GPU_BATCH_TOKENS;
+    }
     s->max_seqs = s->max_batch_tokens < LLM_MAX_SEQS ? s->max_batch_tokens : LLM_MAX_SEQS;
     options->max_context = s->max_context;
     options->max_batch_tokens = s->max_batch_tokens;
@@ -255,6 +284,7 @@ int llm_served_load(struct llm_served *s, const struct llm_settings *settings,
         .deterministic = settings->deterministic,
         .latent_dtype = latent_dtype(settings),
         .threads = settings->threads,
+        .device = s->device,
         .beat = watch->beat,
         .beat_ctx = watch->beat_ctx,
         .progress = watch->progress,
@@ -268,6 +298,9 @@ int llm_served_load(struct llm_served *s, const struct llm_settings *settings,
     }
     if (rc == LLM_OK) {
         rc = s->ops->load(s->model, &options, &s->backend, err);
+    }
+    if (rc == LLM_OK) { /* what was read for a device may have been cut meanwhile */
+        rc = llm_model_check(s->model, err);
     }
     return rc;
 }

@@ -20,6 +20,7 @@ struct llm_served {
     uint8_t secret[32]; /* random: what the names of latent pages are made from */
 
     const struct llm_backend_ops *ops;
+    uint32_t device; /* number of the GPU */
     struct llm_backend *backend;
     uint32_t max_context, max_batch_tokens, max_seqs;
 };
@@ -29,8 +30,12 @@ struct llm_served {
 int llm_served_chat_format(const char *name, const struct llm_chat_format **out,
                            struct llm_error *err);
 
-/* Opens the checkpoint and checks all that can be checked without reading the weights. On failure
- * *s is closed. */
+/* Opens the device that the settings name, for llm_served_open. */
+int llm_served_open_device(struct llm_served *s, const struct llm_settings *settings,
+                           struct llm_error *err);
+
+/* Opens device and checkpoint and checks all that can be checked without reading the weights. On
+ * failure *s is closed. */
 int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
                     struct llm_error *err);
 

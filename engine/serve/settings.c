@@ -1,5 +1,6 @@
 #include "engine/serve/settings.h"
 
+#include "engine/backend/device.h"
 #include "engine/base/log.h"
 #include "engine/base/option.h"
 #include "engine/serve/listener.h"
@@ -13,7 +14,6 @@
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
 static const char *const load_formats[] = {"auto", "dummy", NULL};
-static const char *const devices[] = {"auto", "cpu", NULL};
 static const char *const numerics[] = {"default", "exact", NULL};
 static const char *const latent_dtypes[] = {"f32", "bf16", "fp8", NULL};
 static const char *const log_levels[] = {"error", "warn", "notice", "info", "debug", NULL};
@@ -33,8 +33,8 @@ static const struct llm_option table[] = {
     {.name = "load-format", .kind = LLM_OPTION_WORD, .offset = AT(load_format),
      .words = load_formats, .arg = "auto|dummy",
      .help = "dummy: made-up weights, of the shape that DIR's config.json says"},
-    {.name = "device", .kind = LLM_OPTION_WORD, .offset = AT(device), .words = devices,
-     .arg = "auto|cpu", .help = "what computes (default auto)"},
+    {.name = "device", .kind = LLM_OPTION_TEXT, .offset = AT(device), .arg = "auto|cpu|cuda[:N]",
+     .help = "what computes (default auto: a GPU where there is one)"},
     {.name = "numerics", .kind = LLM_OPTION_WORD, .offset = AT(numerics), .words = numerics,
      .arg = "default|exact",
      .help = "both compute in fp32 on a CPU; exact keeps latents in f32 too"},
@@ -54,7 +54,8 @@ static const struct llm_option table[] = {
      .max = INT32_MAX, .arg = "N",
      .help = "longest prompt and completion together (default: the model's)"},
     {.name = "max-batch-tokens", .kind = LLM_OPTION_COUNT, .offset = AT(max_batch_tokens),
-     .min = 1, .max = 65536, .arg = "N", .help = "most tokens of one step (default 512)"},
+     .min = 1, .max = 65536, .arg = "N",
+     .help = "most tokens of one step (default 512, on a GPU 4096)"},
     {.name = "max-step-ms", .kind = LLM_OPTION_COUNT, .offset = AT(max_step_ms), .min = 1,
      .max = 60000, .arg = "N",
      .help = "longest step, as far as it can be told (default 100)"},
@@ -105,7 +106,10 @@ static int check(const struct llm_settings *s, struct llm_error *err)
         return llm_fail(err, LLM_EINVAL, "--numerics exact keeps latents in f32: leave out "
                         "--latent-dtype %s", latent_dtypes[s->latent_dtype]);
     }
-    if (s->listen != NULL) {
+    if (s->device != NULL) {
+        rc = llm_device_check(s->device, err);
+    }
+    if (rc == LLM_OK && s->listen != NULL) {
         rc = llm_listener_check(s->listen, s->socket_group, err);
     }
     if (rc == LLM_OK && (s->served_names != NULL || s->model != NULL)) {
@@ -141,7 +145,6 @@ int llm_settings_read(struct llm_settings *s, int argc, char *const *argv, struc
         .latent_dtype = -1,
         .log_level = LLM_LOG_NOTICE,
         .tenant_latent_percent = 100,
-        .max_batch_tokens = LLM_DEFAULT_BATCH_TOKENS,
         .max_step_ms = 100,
         .max_queue_requests = 1024,
         .max_queue_tokens = 4 << 20,

@@ -8,14 +8,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLM_DEFAULT_BATCH_TOKENS 512
 
-enum llm_device { LLM_DEVICE_AUTO, LLM_DEVICE_CPU };
 enum llm_load_format { LLM_LOAD_AUTO, LLM_LOAD_DUMMY };
 
 struct llm_settings {
     char *config, *model, *listen, *socket_group, *served_names, *chat_format;
-    int device;       /* enum llm_device */
+    char *device;     /* NULL: auto */
     int load_format;  /* enum llm_load_format */
     int numerics;     /* enum llm_numerics */
     int latent_dtype; /* enum llm_latent_dtype; -1: as the numerics want */
@@ -25,7 +23,7 @@ struct llm_settings {
     uint64_t host_latent_memory; /* bytes; 0: no host tier */
     uint32_t tenant_latent_percent;
     uint32_t max_context; /* tokens; 0: the model's, or what fits */
-    uint32_t max_batch_tokens;
+    uint32_t max_batch_tokens; /* 0: what suits the device */
     uint32_t max_step_ms;
     uint32_t max_queue_requests, max_queue_tokens;
     uint32_t max_tenant_queue_requests, max_tenant_queue_tokens;

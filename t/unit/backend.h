@@ -1,9 +1,10 @@
-/* A backend on a tiny model, with a handful of sequences: for the unit tests of backends. */
+/* A backend on a tiny model, with a handful of sequences: for the unit tests of backends.
+ * $LLM_DEVICE says which (default cpu). */
 
 #ifndef T_UNIT_BACKEND_H
 #define T_UNIT_BACKEND_H
 
-#include "engine/backend/backend.h"
+#include "engine/backend/device.h"
 #include "t/unit/tap.h"
 
 #define MAX_SEQS 6
@@ -12,7 +13,8 @@
 #define N_PAGES 40
 #define SEQ_PAGES ((MAX_CONTEXT + LLM_PAGE_TOKENS - 1) / LLM_PAGE_TOKENS)
 
-static const struct llm_backend_ops *const ops = &llm_backend_cpu;
+static struct llm_device device = {&llm_backend_cpu, 0};
+static const struct llm_backend_ops *ops = &llm_backend_cpu;
 static struct llm_model *model;
 static struct llm_backend *b;
 static uint32_t vocab;
@@ -36,13 +38,41 @@ static void *allocate(size_t n)
     return p;
 }
 
+static const char *build_dir(void)
+{
+    const char *build = getenv("LLM_BUILD");
+
+    return build != NULL ? build : "build";
+}
+
+/* Of a name with a slash: the directory itself. */
 static const char *golden_dir(const char *name)
 {
     static char path[512];
-    const char *build = getenv("LLM_BUILD");
 
-    snprintf(path, sizeof(path), "%s/golden/%s", build != NULL ? build : "build", name);
+    if (strchr(name, '/') != NULL) {
+        return name;
+    }
+    snprintf(path, sizeof(path), "%s/golden/%s", build_dir(), name);
     return path;
+}
+
+/* True when the backend under test is the CPU's. */
+static bool on_cpu(void)
+{
+    return ops == &llm_backend_cpu;
+}
+
+static void open_device(void)
+{
+    const char *name = getenv("LLM_DEVICE");
+    struct llm_error err;
+
+    if (llm_device_open(name != NULL ? name : "cpu", build_dir(), &device, &err) != LLM_OK) {
+        printf("Bail out! %s\n", err.text);
+        exit(1);
+    }
+    ops = device.ops;
 }
 
 static struct llm_backend_options options(enum llm_latent_dtype latents)
@@ -54,7 +84,9 @@ static struct llm_backend_options options(enum llm_latent_dtype latents)
         .max_context = MAX_CONTEXT,
         .max_batch_tokens = MAX_ROWS,
         .max_seqs = MAX_SEQS,
+        .deterministic = !on_cpu(), /* the CPU's always is */
         .threads = 3,
+        .device = device.index,
     };
 }
 

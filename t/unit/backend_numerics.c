@@ -1,17 +1,16 @@
-/* The numbers of the CPU backend on every instruction set that this processor has: recorded
+/* The numbers of a backend, of the CPU's on every instruction set that this processor has: recorded
  * results, and batch invariance bit for bit. */
 
 #include "kernels/cpu/kernels.h"
 #include "t/golden.h"
 #include "t/unit/backend.h"
 
-/* Recorded results on every instruction set that this processor has: in exact mode, and with fp8
- * latents within the bound of t/golden.c. */
+/* Recorded results in exact mode, and with fp8 latents within the bound of t/golden.c. */
 static void test_golden(const char *isa, enum llm_latent_dtype latents)
 {
     static const char *const names[] = {"tiny-v2-grouped", "tiny-v2lite-yarn", "tiny-v3-fp8",
                                         "tiny-v3-noyarn", "tiny-v3-yarn"};
-    struct golden_options o = {.ops = ops,
+    struct golden_options o = {.device = device,
                                .numerics = latents == LLM_LATENT_F32 ? LLM_NUMERICS_EXACT
                                                                      : LLM_NUMERICS_DEFAULT,
                                .latent_dtype = latents,
@@ -170,21 +169,33 @@ static void test_invariance(const char *isa, const char *name, enum llm_latent_d
     stop();
 }
 
+static void test_numbers(const char *isa)
+{
+    test_golden(isa, LLM_LATENT_F32);
+    test_golden(isa, LLM_LATENT_FP8);
+    test_invariance(isa, "tiny-v3-fp8", LLM_LATENT_BF16);
+    test_invariance(isa, "tiny-v2lite-yarn", LLM_LATENT_F32);
+    test_invariance(isa, "tiny-v3-yarn", LLM_LATENT_FP8);
+}
+
 int main(void)
 {
     static const char *const isas[] = {"scalar", "avx2", "avx512"};
 
+    open_device();
+    if (!on_cpu()) { /* the demo model is of the widths that the fast kernels are for */
+        test_numbers("device");
+        test_invariance("device", "models/demo", LLM_LATENT_BF16);
+        test_invariance("device", "models/demo", LLM_LATENT_FP8);
+        return done_testing();
+    }
     for (int i = 0; i < 3; i++) {
         if (llm_cpu_kernels_pick(isas[i]) == NULL) {
             ok(i > 0, "%s # SKIP not on this processor", isas[i]);
             continue;
         }
         setenv("LLM_CPU_ISA", isas[i], 1);
-        test_golden(isas[i], LLM_LATENT_F32);
-        test_golden(isas[i], LLM_LATENT_FP8);
-        test_invariance(isas[i], "tiny-v3-fp8", LLM_LATENT_BF16);
-        test_invariance(isas[i], "tiny-v2lite-yarn", LLM_LATENT_F32);
-        test_invariance(isas[i], "tiny-v3-yarn", LLM_LATENT_FP8);
+        test_numbers(isas[i]);
     }
     return done_testing();
 }

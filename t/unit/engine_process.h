@@ -28,8 +28,16 @@ static int engine_slow_load(const struct llm_model *model,
     return fake_load(model, options, out, err);
 }
 
+static uint64_t engine_room(const struct llm_model *model, uint32_t device)
+{
+    (void) model, (void) device;
+    return (uint64_t) 1 << 30;
+}
+
 /* In the place of the real one: the archive's is not linked. */
 const struct llm_backend_ops llm_backend_cpu = {
+    .in_host_memory = true,
+    .room = engine_room,
     .load = engine_slow_load,
     .free = fake_free,
     .info = fake_info,
