@@ -1,61 +1,23 @@
 /* The slow half of a load: every byte read once, every number looked at. */
 
 #include "engine/model/checkpoint.h"
+#include "engine/model/finite.h"
 #include "engine/model/model.h"
 
-#include <string.h>
-
-/* Bytes looked at in one go: fixed, so that the compiler turns the loops below into vectors, and
- * copied first, because a tensor may lie at any alignment. */
-#define CHUNK 4096
+#define CHUNK 65536 /* bytes looked at in one go */
 #define PROGRESS_STEP ((uint64_t) 64 << 20)
 
-/* A float is NaN or Inf when its exponent is all ones; e4m3 has no Inf, and NaN alone has all
- * seven bits set. */
-static bool chunk_has_mask8(const void *chunk, uint8_t mask)
-{
-    uint8_t x[CHUNK], hits = 0;
-
-    memcpy(x, chunk, CHUNK);
-    for (size_t i = 0; i < CHUNK; i++) {
-        hits |= (uint8_t) ((x[i] & mask) == mask);
-    }
-    return hits != 0;
-}
-
-static bool chunk_has_mask16(const void *chunk, uint16_t mask)
-{
-    uint16_t x[CHUNK / 2], hits = 0;
-
-    memcpy(x, chunk, CHUNK);
-    for (size_t i = 0; i < CHUNK / 2; i++) {
-        hits |= (uint16_t) ((x[i] & mask) == mask);
-    }
-    return hits != 0;
-}
-
-static bool chunk_has_mask32(const void *chunk, uint32_t mask)
-{
-    uint32_t x[CHUNK / 4], hits = 0;
-
-    memcpy(x, chunk, CHUNK);
-    for (size_t i = 0; i < CHUNK / 4; i++) {
-        hits |= (x[i] & mask) == mask;
-    }
-    return hits != 0;
-}
-
-static bool chunk_is_finite(const void *chunk, enum llm_st_dtype dtype)
+static bool chunk_is_finite(const void *chunk, size_t bytes, enum llm_st_dtype dtype)
 {
     switch (dtype) {
     case LLM_ST_F8_E4M3:
-        return !chunk_has_mask8(chunk, 0x7f);
+        return llm_all_finite(LLM_F8_E4M3, chunk, bytes);
     case LLM_ST_F16:
-        return !chunk_has_mask16(chunk, 0x7c00);
+        return llm_all_finite(LLM_F16, chunk, bytes);
     case LLM_ST_BF16:
-        return !chunk_has_mask16(chunk, 0x7f80);
+        return llm_all_finite(LLM_BF16, chunk, bytes);
     case LLM_ST_F32:
-        return !chunk_has_mask32(chunk, 0x7f800000);
+        return llm_all_finite(LLM_F32, chunk, bytes);
     default:
         return true; /* of no weight: read for nothing but the disk's sake */
     }
@@ -78,22 +40,12 @@ static void advance(struct progress *p, uint64_t bytes)
 
 static bool tensor_is_finite(const struct llm_st_tensor *t, struct progress *p)
 {
-    uint64_t at = 0;
-    char tail[CHUNK] = {0};
-
-    for (; t->bytes - at >= CHUNK; at += CHUNK) {
-        if (!chunk_is_finite(t->data + at, t->dtype)) {
+    for (uint64_t at = 0, n; at < t->bytes; at += n) {
+        n = t->bytes - at < CHUNK ? t->bytes - at : CHUNK;
+        if (!chunk_is_finite(t->data + at, (size_t) n, t->dtype)) {
             return false;
         }
-        advance(p, CHUNK);
-    }
-
-    if (t->bytes > at) {
-        memcpy(tail, t->data + at, (size_t) (t->bytes - at));
-        if (!chunk_is_finite(tail, t->dtype)) {
-            return false;
-        }
-        advance(p, t->bytes - at);
+        advance(p, n);
     }
     return true;
 }
