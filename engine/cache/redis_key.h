@@ -5,25 +5,23 @@
 #define LLM_CACHE_REDIS_KEY_H
 
 #include "engine/cache/digest.h"
+#include "engine/cache/secret.h"
 
-#include <stddef.h>
+#include <stdint.h>
 
 /* "llm1:{tag}:" and 64 hexadecimal digits; tag: 32 of them. */
 #define LLM_REDIS_TAG_CHARS 32
 #define LLM_REDIS_NAME_MAX 128
 
-/* What all names and the seal of one tenant are made of. */
+/* What all names and the seal of one tenant are made of: HKDF-Expand (RFC 5869, SHA-256) of the
+ * secret file's master, with the purpose and the owner. */
 struct llm_redis_tenant_keys {
-    char tag[LLM_REDIS_TAG_CHARS + 1]; /* of HMAC(master, owner) */
-    uint8_t naming[32];                /* for HMAC of page digest and epoch */
-    uint8_t seal[32];                  /* AES-256-GCM */
+    char tag[LLM_REDIS_TAG_CHARS + 1];
+    uint8_t naming[32]; /* for HMAC of page digest and epoch */
+    uint8_t seal[32];   /* AES-256-GCM */
 };
 
-/* The master of a secret file: 32 bytes of HKDF-Extract of its contents. Refuses one that others
- * than its owner may read or write, with fewer than 32 bytes, or larger than 4 KiB. */
-int llm_secret_read(const char *path, uint8_t master[32], struct llm_error *err);
-
-/* LLM_EINTERNAL when OpenSSL fails. */
+/* master: of the secret file. LLM_EINTERNAL when OpenSSL fails, as below. */
 int llm_redis_tenant_keys(const uint8_t master[32], const uint8_t owner[32],
                           struct llm_redis_tenant_keys *out);
 
