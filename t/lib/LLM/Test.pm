@@ -21,6 +21,10 @@ package LLM::Test;
 #   $t->engine(model => 'models/demo', name => 'demo', args => [ '--numerics', 'exact', … ])
 # The first engine's socket is what nginx gets unless `engine` says otherwise.
 #
+# Redis (LLM::Redis)
+#   $t->redis(maxmemory => '64mb', …)    a redis-server of conf/redis.conf; $t->relay($redis)
+#   $t->secret                           the path of a secret file
+#
 # nginx (LLM::Nginx; nginx_new only makes it: ->test is nginx -t, ->start runs it)
 #   $t->nginx(location => TEXT, server => TEXT, http => TEXT, main => TEXT)
 #       text added at these levels of a configuration with one server and
@@ -63,6 +67,7 @@ use LLM::Client;
 use LLM::Engine;
 use LLM::Nginx;
 use LLM::Process qw(slurp wait_until);
+use LLM::Redis;
 use Scalar::Util ();
 use Test::More;
 use Time::HiRes qw(time sleep);
@@ -169,6 +174,37 @@ sub engine {
         "$self->{build}/llm-engine", '--model', $o{model} // 'models/demo',
         '--served-model-name', $o{name} // 'demo', @{ $o{args} // [] }
     ], %o{grep { exists $o{$_} } 'load_timeout'});
+}
+
+# --- Redis ---
+
+sub redis {
+    my ($self, %conf) = @_;
+    my $name = 'redis' . $self->{n_redis}++;
+    my $dir = $self->dir;
+
+    return LLM::Redis->new(conf => \%conf, dir => $dir, socket => "$dir/$name.sock",
+        port => $self->port, log => "$dir/$name.log")->start;
+}
+
+sub relay {
+    my ($self, $redis) = @_;
+    my $name = 'relay' . $self->{n_relays}++;
+    my $dir = $self->dir;
+
+    return LLM::Redis::Relay->new(redis => $redis, socket => "$dir/$name.sock",
+        log => "$dir/$name.log");
+}
+
+sub secret {
+    my ($self) = @_;
+    my $path = $self->dir . '/secret';
+
+    if (!-e $path) {
+        $self->file('secret', join '', map { chr rand 256 } 1 .. 32);
+        chmod 0400, $path or die "$path: $!";
+    }
+    return $path;
 }
 
 # --- nginx ---
