@@ -4,6 +4,7 @@
 #include "engine/base/checked.h"
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
+#include "engine/cache/secret.h"
 #include "engine/model/dummy.h"
 #include "engine/model/mapping.h"
 #include "engine/serve/vocab.h"
@@ -116,6 +117,20 @@ static int open_model(struct llm_served *s, const struct llm_settings *settings,
     return rc == LLM_OK ? open_text(s, settings, err) : rc;
 }
 
+/* With a file, the same for all engines that have it; else nobody else's, and not for long. */
+static int take_secret(struct llm_served *s, const struct llm_settings *settings,
+                       struct llm_error *err)
+{
+    if (settings->secret_file == NULL) {
+        return getrandom(s->secret, sizeof(s->secret), 0) == sizeof(s->secret)
+                   ? LLM_OK
+                   : llm_fail(err, LLM_EIO, "no random numbers to be had");
+    }
+    return llm_secret_read(settings->secret_file, s->secret, err) == LLM_OK
+               ? LLM_OK
+               : llm_error_prefix(err, "--secret-file");
+}
+
 int llm_served_open_device(struct llm_served *s, const struct llm_settings *settings,
                            struct llm_error *err)
 {
@@ -140,8 +155,8 @@ int llm_served_open(struct llm_served *s, const struct llm_settings *settings,
     if (rc == LLM_OK) {
         rc = open_model(s, settings, err);
     }
-    if (rc == LLM_OK && getrandom(s->secret, sizeof(s->secret), 0) != sizeof(s->secret)) {
-        rc = llm_fail(err, LLM_EIO, "no random numbers to be had");
+    if (rc == LLM_OK) {
+        rc = take_secret(s, settings, err);
     }
     if (rc != LLM_OK) {
         goto fail;

@@ -17,7 +17,7 @@ struct llm_served {
     bool add_bos; /* before the text prompts of completions */
     bool trust_special;
     uint32_t n_vocab; /* ids below this may stand in a prompt and be sampled */
-    uint8_t secret[32]; /* random: what the names of latent pages are made from */
+    uint8_t secret[32]; /* what the names of latent pages are made from */
 
     const struct llm_backend_ops *ops;
     uint32_t device; /* number of the GPU */

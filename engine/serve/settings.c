@@ -50,6 +50,18 @@ static const struct llm_option table[] = {
     {.name = "tenant-latent-percent", .kind = LLM_OPTION_COUNT,
      .offset = AT(tenant_latent_percent), .min = 1, .max = 100, .arg = "N",
      .help = "part of either that one tenant's prefixes may fill (default 100)"},
+    {.name = "secret-file", .kind = LLM_OPTION_TEXT, .offset = AT(secret_file), .arg = "FILE",
+     .help = "what names and seals of cached prefixes are made from (default: random)"},
+    {.name = "redis", .kind = LLM_OPTION_TEXT, .offset = AT(redis), .arg = "URL",
+     .help = "share prefixes with other engines: redis://… or redis+unix://…"},
+    {.name = "redis-ttl", .kind = LLM_OPTION_COUNT, .offset = AT(redis_ttl), .min = 1,
+     .max = 365 * 86400, .arg = "SECONDS",
+     .help = "how long a prefix that nobody uses stays there (default 14400)"},
+    {.name = "redis-quota", .kind = LLM_OPTION_SIZE, .offset = AT(redis_quota), .arg = "SIZE",
+     .help = "most that a tenant may write there in that time and the one before (default 0: any)"},
+    {.name = "redis-deadline-ms", .kind = LLM_OPTION_COUNT, .offset = AT(redis_deadline_ms),
+     .min = 1, .max = 60000, .arg = "N",
+     .help = "how long a look-up there may take; nothing waits for it (default 1000)"},
     {.name = "max-context", .kind = LLM_OPTION_COUNT, .offset = AT(max_context), .min = 1,
      .max = INT32_MAX, .arg = "N",
      .help = "longest prompt and completion together (default: the model's)"},
@@ -106,6 +118,10 @@ static int check(const struct llm_settings *s, struct llm_error *err)
         return llm_fail(err, LLM_EINVAL, "--numerics exact keeps latents in f32: leave out "
                         "--latent-dtype %s", latent_dtypes[s->latent_dtype]);
     }
+    if (s->redis != NULL && s->secret_file == NULL) {
+        return llm_fail(err, LLM_EINVAL, "--redis wants a --secret-file, the same for all engines "
+                        "that share it: head -c 32 /dev/urandom >FILE, mode 0400");
+    }
     if (s->device != NULL) {
         rc = llm_device_check(s->device, err);
     }
@@ -145,6 +161,8 @@ int llm_settings_read(struct llm_settings *s, int argc, char *const *argv, struc
         .latent_dtype = -1,
         .log_level = LLM_LOG_NOTICE,
         .tenant_latent_percent = 100,
+        .redis_ttl = 4 * 3600,
+        .redis_deadline_ms = 1000,
         .max_step_ms = 100,
         .max_queue_requests = 1024,
         .max_queue_tokens = 4 << 20,

@@ -22,6 +22,11 @@ struct llm_settings {
     uint64_t latent_memory;      /* bytes; 0: chosen at start */
     uint64_t host_latent_memory; /* bytes; 0: no host tier */
     uint32_t tenant_latent_percent;
+    char *secret_file; /* NULL: a random secret */
+    char *redis;       /* NULL: no Redis tier */
+    uint32_t redis_ttl; /* seconds */
+    uint64_t redis_quota; /* bytes; 0: any */
+    uint32_t redis_deadline_ms;
     uint32_t max_context; /* tokens; 0: the model's, or what fits */
     uint32_t max_batch_tokens; /* 0: what suits the device */
     uint32_t max_step_ms;

@@ -30,6 +30,10 @@ static void test_defaults(void)
     is_int(s.latent_dtype, -1, "latents as the numerics want them");
     is_int(s.tenant_latent_percent, 100, "a tenant may fill all of the memory");
     is_int(s.max_tenant_queue_requests, 512, "and half of the queue: requests");
+    ok(s.redis == NULL && s.secret_file == NULL, "there is no Redis");
+    is_int(s.redis_ttl, 14400, "where prefixes would stay for four hours");
+    is_int(s.redis_quota, 0, "without a quota");
+    is_int(s.redis_deadline_ms, 1000, "and a look-up may take a second");
     is_int(s.max_tenant_queue_tokens, 2 << 20, "tokens");
     llm_settings_free(&s);
 }
@@ -56,6 +60,29 @@ static void test_values(void)
     llm_settings_free(&s);
 }
 
+static void test_redis(void)
+{
+    struct llm_settings s;
+    struct llm_error err;
+
+    is_int(READ(&s, &err, (char *) "--redis=redis+unix:///run/redis.sock",
+                (char *) "--secret-file=/etc/secret", (char *) "--redis-ttl=60",
+                (char *) "--redis-quota=2g", (char *) "--redis-deadline-ms=20"), LLM_OK, "a Redis");
+    is_str(s.redis, "redis+unix:///run/redis.sock", "--redis");
+    is_str(s.secret_file, "/etc/secret", "--secret-file");
+    is_int(s.redis_ttl, 60, "--redis-ttl");
+    ok(s.redis_quota == (uint64_t) 2 << 30, "--redis-quota");
+    is_int(s.redis_deadline_ms, 20, "--redis-deadline-ms");
+    llm_settings_free(&s);
+
+    is_int(READ(&s, &err, (char *) "--secret-file=/etc/secret"), LLM_OK, "a secret without Redis");
+    llm_settings_free(&s);
+    refused("--redis", "redis://localhost", "wants a --secret-file");
+    refused("--redis-ttl", "0", "from 1 to");
+    refused("--redis-deadline-ms", "0", "from 1 to 60000");
+    refused("--redis-quota", "many", "a size such as");
+}
+
 static void test_refusals(void)
 {
     struct llm_settings s;
@@ -80,6 +107,7 @@ int main(void)
 {
     test_defaults();
     test_values();
+    test_redis();
     test_refusals();
     return done_testing();
 }
