@@ -31,7 +31,7 @@ static void copy(const struct llm_backend *b, void *to, const void *from, size_t
 }
 
 /* The driver thread's work. */
-static void run_job(void *ctx, const struct llm_cpu_job *job)
+static void run_job(void *ctx, const struct llm_job *job)
 {
     struct llm_backend *b = ctx;
     const struct llm_plane *planes = b->layout.planes;
@@ -39,35 +39,35 @@ static void run_job(void *ctx, const struct llm_cpu_job *job)
     uint64_t first, end;
 
     switch (job->kind) {
-    case LLM_CPU_JOB_STEP:
+    case LLM_JOB_STEP:
         llm_cpu_forward(b, job->step);
         break;
-    case LLM_CPU_JOB_PAGE_OUT:
-    case LLM_CPU_JOB_PAGE_IN:
+    case LLM_JOB_PAGE_OUT:
+    case LLM_JOB_PAGE_IN:
         first = planes[job->first].offset;
         end = job->first + job->n < b->layout.n_planes ? planes[job->first + job->n].offset
                                                        : b->layout.page_bytes;
-        if (job->kind == LLM_CPU_JOB_PAGE_OUT) {
+        if (job->kind == LLM_JOB_PAGE_OUT) {
             copy(b, job->out, page + first, end - first);
         } else {
             copy(b, page + first, job->in, end - first);
         }
         break;
-    case LLM_CPU_JOB_PAGE_COPY:
+    case LLM_JOB_PAGE_COPY:
         for (uint32_t i = 0; i < b->layout.n_planes; i++) {
             memcpy(llm_cpu_latent_row(b, job->to, i, 0), llm_cpu_latent_row(b, job->page, i, 0),
                    (size_t) job->n * planes[i].row_bytes);
         }
         break;
-    case LLM_CPU_JOB_PAGE_CLEAR:
+    case LLM_JOB_PAGE_CLEAR:
         memset(page, 0, b->layout.page_bytes);
         break;
     }
 }
 
-static int push(struct llm_backend *b, struct llm_cpu_job job, uint64_t *fence)
+static int push(struct llm_backend *b, struct llm_job job, uint64_t *fence)
 {
-    b->last_job = llm_cpu_queue_push(b->queue, &job);
+    b->last_job = llm_queue_push(b->queue, &job);
     if (fence != NULL) {
         *fence = b->last_job;
     }
@@ -87,7 +87,7 @@ static int page_out(struct llm_backend *b, uint32_t page, uint32_t first, uint32
         return LLM_EINVAL;
     }
     return push(b,
-                (struct llm_cpu_job){.kind = LLM_CPU_JOB_PAGE_OUT,
+                (struct llm_job){.kind = LLM_JOB_PAGE_OUT,
                                      .page = page,
                                      .first = first,
                                      .n = n,
@@ -102,7 +102,7 @@ static int page_in(struct llm_backend *b, uint32_t page, uint32_t first, uint32_
         return LLM_EINVAL;
     }
     return push(b,
-                (struct llm_cpu_job){.kind = LLM_CPU_JOB_PAGE_IN,
+                (struct llm_job){.kind = LLM_JOB_PAGE_IN,
                                      .page = page,
                                      .first = first,
                                      .n = n,
@@ -117,8 +117,8 @@ static int page_copy(struct llm_backend *b, uint32_t from, uint32_t to, uint32_t
         return LLM_EINVAL;
     }
     return push(b,
-                (struct llm_cpu_job){
-                    .kind = LLM_CPU_JOB_PAGE_COPY, .page = from, .to = to, .n = n_rows},
+                (struct llm_job){
+                    .kind = LLM_JOB_PAGE_COPY, .page = from, .to = to, .n = n_rows},
                 NULL);
 }
 
@@ -127,17 +127,17 @@ static int page_clear(struct llm_backend *b, uint32_t page)
     if (page >= b->info.n_pages) {
         return LLM_EINVAL;
     }
-    return push(b, (struct llm_cpu_job){.kind = LLM_CPU_JOB_PAGE_CLEAR, .page = page}, NULL);
+    return push(b, (struct llm_job){.kind = LLM_JOB_PAGE_CLEAR, .page = page}, NULL);
 }
 
 static bool fence_done(struct llm_backend *b, uint64_t fence)
 {
-    return llm_cpu_queue_done(b->queue, fence);
+    return llm_queue_done(b->queue, fence);
 }
 
 static int fence_wait(struct llm_backend *b, uint64_t fence)
 {
-    llm_cpu_queue_wait(b->queue, fence);
+    llm_queue_wait(b->queue, fence);
     return LLM_OK;
 }
 
@@ -151,7 +151,7 @@ static void backend_free(struct llm_backend *b)
     if (b == NULL) {
         return;
     }
-    llm_cpu_queue_stop(b->queue);
+    llm_queue_stop(b->queue);
     llm_cpu_threads_stop(b->threads);
     llm_cpu_sequences_free(b);
     llm_slots_free(&b->slots);
@@ -258,7 +258,7 @@ static int load(const struct llm_model *model, const struct llm_backend_options 
                != LLM_OK
         || (rc = llm_cpu_threads_start(options->threads, &b->threads, err)) != LLM_OK
         || (rc = llm_cpu_memory_init(b, err)) != LLM_OK
-        || (rc = llm_cpu_queue_start(run_job, b, &b->queue, err)) != LLM_OK) {
+        || (rc = llm_queue_start(run_job, b, &b->queue, err)) != LLM_OK) {
         backend_free(b);
         return rc;
     }

@@ -1,7 +1,7 @@
 /* The CPU backend's parts and how they fit together.
  *
  * The model thread (cpu.c) checks a step, copies it into one of a few struct llm_cpu_step and
- * queues it; the driver thread (cpu_queue.c) takes steps (cpu_forward.c) and page copies in order
+ * queues it; the driver thread (queue.c) takes steps (cpu_forward.c) and page copies in order
  * and shares each phase of a step out among the compute threads, of which it is number 0. Every
  * array that a step needs is laid out at load (cpu_memory.c).
  *
@@ -12,7 +12,7 @@
 #define LLM_BACKEND_CPU_INTERNAL_H
 
 #include "engine/backend/backend.h"
-#include "engine/backend/cpu_queue.h"
+#include "engine/backend/queue.h"
 #include "engine/backend/cpu_threads.h"
 #include "engine/backend/slots.h"
 #include "kernels/cpu/kernels.h"
@@ -100,7 +100,7 @@ struct llm_backend {
     struct llm_page_layout layout;
     const struct llm_cpu_kernels *kernels;
     struct llm_cpu_threads *threads;
-    struct llm_cpu_queue *queue;
+    struct llm_queue *queue;
 
     uint32_t max_rows, max_pages, mask_words;
     uint32_t latent_width; /* rank + rope */

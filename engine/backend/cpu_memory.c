@@ -3,7 +3,7 @@
  * load. */
 
 #include "engine/backend/cpu_internal.h"
-#include "engine/base/checked.h"
+#include "engine/backend/layout.h"
 #include "engine/base/machine.h"
 #include "engine/base/memory.h"
 #include "kernels/cpu/sample.h"
@@ -11,30 +11,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define ALIGNMENT 64
-
-/* Hands out pieces of a block; while base is NULL it only adds up how large that has to be. */
-struct layout {
-    char *base;
-    uint64_t used;
-    bool overflow;
-};
-
-static void *take(struct layout *l, uint64_t n, uint64_t m, uint64_t size)
-{
-    uint64_t at = l->used, bytes;
-
-    if (!llm_mul_u64(n, m, &bytes) || !llm_mul_u64(bytes, size, &bytes)
-        || !llm_add_u64(bytes, ALIGNMENT - 1, &bytes)
-        || !llm_add_u64(l->used, bytes / ALIGNMENT * ALIGNMENT, &l->used)) {
-        l->overflow = true;
-        return NULL;
-    }
-    return l->base != NULL ? l->base + at : NULL;
-}
-
-/* An array of n * m of what `pointer` points to. */
-#define TAKE(l, pointer, n, m) ((pointer) = take(l, n, m, sizeof(*(pointer))))
+#define SCRATCH_ALIGNMENT 64
 
 /* The vectors of a layer: where they are stored, where they go as fp32. */
 #define N_VECTORS 8
@@ -57,7 +34,7 @@ static void list_vectors(const struct llm_layer_weights *w, struct llm_cpu_layer
     v[7] = (struct vector){&w->router_bias, &l->router_bias};
 }
 
-static void lay_out_vectors(struct llm_backend *b, struct layout *l)
+static void lay_out_vectors(struct llm_backend *b, struct llm_layout *l)
 {
     const struct llm_model_config *c = &b->model->config;
     struct vector v[N_VECTORS];
@@ -66,12 +43,12 @@ static void lay_out_vectors(struct llm_backend *b, struct layout *l)
         list_vectors(&b->model->layers[i], &b->layers[i], v);
         for (uint32_t j = 0; j < N_VECTORS; j++) {
             if (v[j].w->data != NULL) {
-                *v[j].out = take(l, v[j].w->cols, 1, sizeof(float));
+                *v[j].out = llm_layout_take(l, v[j].w->cols, 1, sizeof(float));
             }
         }
     }
-    TAKE(l, b->final_norm, c->hidden_size, 1);
-    TAKE(l, b->inv_freq, c->qk_rope_dim / 2, 1);
+    LLM_TAKE(l, b->final_norm, c->hidden_size, 1);
+    LLM_TAKE(l, b->inv_freq, c->qk_rope_dim / 2, 1);
 }
 
 static void fill_vectors(struct llm_backend *b)
@@ -92,64 +69,64 @@ static void fill_vectors(struct llm_backend *b)
     llm_config_rope(&b->model->config, b->inv_freq, &b->rope_magnitude, &b->softmax_scale);
 }
 
-static void lay_out_steps(struct llm_backend *b, struct layout *l)
+static void lay_out_steps(struct llm_backend *b, struct llm_layout *l)
 {
     uint32_t n_seqs = b->options.max_seqs;
 
     for (int i = 0; i < LLM_CPU_STEPS; i++) {
         struct llm_cpu_step *s = &b->steps[i];
 
-        TAKE(l, s->seqs, n_seqs, 1);
-        TAKE(l, s->pages, n_seqs, b->max_pages);
-        TAKE(l, s->masks, n_seqs, b->mask_words);
-        TAKE(l, s->tokens, b->max_rows, 1);
-        TAKE(l, s->flags, b->max_rows, 1);
-        TAKE(l, s->sampled, n_seqs, 1);
-        TAKE(l, s->top_ids, n_seqs, LLM_MAX_TOP_LOGPROBS);
-        TAKE(l, s->top_logprobs, n_seqs, LLM_MAX_TOP_LOGPROBS);
+        LLM_TAKE(l, s->seqs, n_seqs, 1);
+        LLM_TAKE(l, s->pages, n_seqs, b->max_pages);
+        LLM_TAKE(l, s->masks, n_seqs, b->mask_words);
+        LLM_TAKE(l, s->tokens, b->max_rows, 1);
+        LLM_TAKE(l, s->flags, b->max_rows, 1);
+        LLM_TAKE(l, s->sampled, n_seqs, 1);
+        LLM_TAKE(l, s->top_ids, n_seqs, LLM_MAX_TOP_LOGPROBS);
+        LLM_TAKE(l, s->top_logprobs, n_seqs, LLM_MAX_TOP_LOGPROBS);
     }
 }
 
-static void lay_out_activations(struct llm_backend *b, struct layout *l)
+static void lay_out_activations(struct llm_backend *b, struct llm_layout *l)
 {
     const struct llm_model_config *c = &b->model->config;
     uint32_t rows = b->max_rows;
     uint64_t assigned = (uint64_t) rows * c->n_experts_used;
 
-    TAKE(l, b->row_seq, rows, 1);
-    TAKE(l, b->row_position, rows, 1);
-    TAKE(l, b->cos_sin, rows, c->qk_rope_dim);
-    TAKE(l, b->x, rows, c->hidden_size);
-    TAKE(l, b->normed, rows, c->hidden_size);
+    LLM_TAKE(l, b->row_seq, rows, 1);
+    LLM_TAKE(l, b->row_position, rows, 1);
+    LLM_TAKE(l, b->cos_sin, rows, c->qk_rope_dim);
+    LLM_TAKE(l, b->x, rows, c->hidden_size);
+    LLM_TAKE(l, b->normed, rows, c->hidden_size);
 
-    TAKE(l, b->q_a, rows, c->q_lora_rank);
-    TAKE(l, b->q, rows, (uint64_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim));
-    TAKE(l, b->kv, rows, b->latent_width);
-    TAKE(l, b->query, rows, (uint64_t) c->n_heads * b->latent_width);
-    TAKE(l, b->attended, rows, (uint64_t) c->n_heads * c->v_dim);
-    TAKE(l, b->items, b->max_items, 1);
-    TAKE(l, b->merges, b->max_items, 1);
-    TAKE(l, b->partials, b->max_partials, 1);
-    TAKE(l, b->linears, c->n_heads, 1);
+    LLM_TAKE(l, b->q_a, rows, c->q_lora_rank);
+    LLM_TAKE(l, b->q, rows, (uint64_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim));
+    LLM_TAKE(l, b->kv, rows, b->latent_width);
+    LLM_TAKE(l, b->query, rows, (uint64_t) c->n_heads * b->latent_width);
+    LLM_TAKE(l, b->attended, rows, (uint64_t) c->n_heads * c->v_dim);
+    LLM_TAKE(l, b->items, b->max_items, 1);
+    LLM_TAKE(l, b->merges, b->max_items, 1);
+    LLM_TAKE(l, b->partials, b->max_partials, 1);
+    LLM_TAKE(l, b->linears, c->n_heads, 1);
 
-    TAKE(l, b->router_logits, rows, c->n_experts);
-    TAKE(l, b->row_experts, assigned, 1);
-    TAKE(l, b->row_weights, assigned, 1);
-    TAKE(l, b->expert_next, c->n_experts, 1);
-    TAKE(l, b->expert_rows, assigned, 1);
-    TAKE(l, b->expert_weights, assigned, 1);
-    TAKE(l, b->expert_act, assigned, c->expert_size);
-    TAKE(l, b->groups, c->n_experts + 1, 1);
-    TAKE(l, b->act, rows, b->act_width);
+    LLM_TAKE(l, b->router_logits, rows, c->n_experts);
+    LLM_TAKE(l, b->row_experts, assigned, 1);
+    LLM_TAKE(l, b->row_weights, assigned, 1);
+    LLM_TAKE(l, b->expert_next, c->n_experts, 1);
+    LLM_TAKE(l, b->expert_rows, assigned, 1);
+    LLM_TAKE(l, b->expert_weights, assigned, 1);
+    LLM_TAKE(l, b->expert_act, assigned, c->expert_size);
+    LLM_TAKE(l, b->groups, c->n_experts + 1, 1);
+    LLM_TAKE(l, b->act, rows, b->act_width);
 
-    TAKE(l, b->wanted, rows, 1);
-    TAKE(l, b->logits, b->options.max_seqs, c->vocab_size);
-    TAKE(l, b->scratch, llm_cpu_threads_count(b->threads), b->scratch_bytes);
+    LLM_TAKE(l, b->wanted, rows, 1);
+    LLM_TAKE(l, b->logits, b->options.max_seqs, c->vocab_size);
+    LLM_TAKE(l, b->scratch, llm_cpu_threads_count(b->threads), b->scratch_bytes);
 }
 
-static struct layout lay_out(struct llm_backend *b, char *base)
+static struct llm_layout lay_out(struct llm_backend *b, char *base)
 {
-    struct layout l = {.base = base};
+    struct llm_layout l = {.base = base};
 
     lay_out_vectors(b, &l);
     lay_out_steps(b, &l);
@@ -157,12 +134,12 @@ static struct layout lay_out(struct llm_backend *b, char *base)
     return l;
 }
 
-static struct layout lay_out_host_logits(struct llm_backend *b, char *base)
+static struct llm_layout lay_out_host_logits(struct llm_backend *b, char *base)
 {
-    struct layout l = {.base = base};
+    struct llm_layout l = {.base = base};
 
     for (int i = 0; i < LLM_CPU_STEPS; i++) {
-        TAKE(&l, b->steps[i].logits, b->max_rows, b->model->config.vocab_size);
+        LLM_TAKE(&l, b->steps[i].logits, b->max_rows, b->model->config.vocab_size);
     }
     return l;
 }
@@ -175,7 +152,7 @@ static size_t scratch_bytes(const struct llm_backend *b)
 
     bytes = attention > bytes ? attention : bytes;
     bytes = ffn > bytes ? ffn : bytes;
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
 }
 
 static int size_pool(struct llm_backend *b, struct llm_error *err)
@@ -221,7 +198,7 @@ static int map_all(struct llm_backend *b, struct llm_error *err)
 
 int llm_cpu_memory_init(struct llm_backend *b, struct llm_error *err)
 {
-    struct layout l, logits;
+    struct llm_layout l, logits;
     int rc = size_pool(b, err);
 
     if (rc != LLM_OK) {

@@ -81,7 +81,7 @@ int llm_cpu_seq_create(struct llm_backend *b, const struct llm_sampling *samplin
         return LLM_ENOMEM;
     }
     if (b->slots.slots[found].used) {
-        llm_cpu_queue_wait(b->queue, b->slots.slots[found].last_step);
+        llm_queue_wait(b->queue, b->slots.slots[found].last_step);
         clear_slot(b, found);
     }
     if (!fill_slot(b, found, sampling)) {
@@ -105,7 +105,7 @@ void llm_cpu_seq_free(struct llm_backend *b, uint32_t slot)
     if (!llm_slots_live(&b->slots, slot)) {
         return;
     }
-    if (llm_cpu_queue_done(b->queue, b->slots.slots[slot].last_step)) {
+    if (llm_queue_done(b->queue, b->slots.slots[slot].last_step)) {
         clear_slot(b, slot);
     } else {
         b->slots.slots[slot].released = true;

@@ -49,7 +49,7 @@ int llm_cpu_submit(struct llm_backend *b, const struct llm_step *step, uint64_t 
 
     /* the queue runs in order: a fence, being an earlier job, is waited for by itself */
     *ticket = b->last_job =
-        llm_cpu_queue_push(b->queue, &(struct llm_cpu_job){.kind = LLM_CPU_JOB_STEP, .step = s});
+        llm_queue_push(b->queue, &(struct llm_job){.kind = LLM_JOB_STEP, .step = s});
     s->ticket = *ticket;
     b->n_submitted++;
     llm_slots_note(&b->slots, step, *ticket);
@@ -65,7 +65,7 @@ int llm_cpu_wait(struct llm_backend *b, uint64_t ticket, struct llm_step_result 
         return llm_fail(err, LLM_EINVAL, "step %llu is not the oldest",
                         (unsigned long long) ticket);
     }
-    llm_cpu_queue_wait(b->queue, ticket);
+    llm_queue_wait(b->queue, ticket);
     b->n_waited++;
     *result = (struct llm_step_result){
         .n_sampled = s->n_sampled,

@@ -1,28 +1,26 @@
-#include "engine/backend/cpu_queue.h"
+#include "engine/backend/queue.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 
-#define CAPACITY 256
-
-struct llm_cpu_queue {
+struct llm_queue {
     pthread_mutex_t lock;
     pthread_cond_t pushed, finished;
-    struct llm_cpu_job jobs[CAPACITY]; /* job number i at i % CAPACITY */
+    struct llm_job jobs[LLM_QUEUE_CAPACITY]; /* job number i at i % LLM_QUEUE_CAPACITY */
     uint64_t n_pushed, n_done;
     bool stop;
-    llm_cpu_job_fn *fn;
+    llm_job_fn *fn;
     void *ctx;
-    pthread_t driver;
+    pthread_t thread;
 };
 
-static void *driver_main(void *arg)
+static void *thread_main(void *arg)
 {
-    struct llm_cpu_queue *q = arg;
+    struct llm_queue *q = arg;
 
     pthread_mutex_lock(&q->lock);
     for (;;) {
-        struct llm_cpu_job job;
+        struct llm_job job;
 
         while (q->n_done == q->n_pushed && !q->stop) {
             pthread_cond_wait(&q->pushed, &q->lock);
@@ -30,7 +28,7 @@ static void *driver_main(void *arg)
         if (q->n_done == q->n_pushed) {
             break;
         }
-        job = q->jobs[(q->n_done + 1) % CAPACITY];
+        job = q->jobs[(q->n_done + 1) % LLM_QUEUE_CAPACITY];
         pthread_mutex_unlock(&q->lock);
 
         q->fn(q->ctx, &job);
@@ -43,10 +41,10 @@ static void *driver_main(void *arg)
     return NULL;
 }
 
-int llm_cpu_queue_start(llm_cpu_job_fn *fn, void *ctx, struct llm_cpu_queue **out,
+int llm_queue_start(llm_job_fn *fn, void *ctx, struct llm_queue **out,
                         struct llm_error *err)
 {
-    struct llm_cpu_queue *q = calloc(1, sizeof(*q));
+    struct llm_queue *q = calloc(1, sizeof(*q));
 
     if (q == NULL) {
         return llm_fail(err, LLM_ENOMEM, "out of memory");
@@ -57,7 +55,7 @@ int llm_cpu_queue_start(llm_cpu_job_fn *fn, void *ctx, struct llm_cpu_queue **ou
     pthread_cond_init(&q->pushed, NULL);
     pthread_cond_init(&q->finished, NULL);
 
-    if (pthread_create(&q->driver, NULL, driver_main, q) != 0) {
+    if (pthread_create(&q->thread, NULL, thread_main, q) != 0) {
         free(q);
         return llm_fail(err, LLM_ENOMEM, "cannot start the backend's thread");
     }
@@ -65,7 +63,7 @@ int llm_cpu_queue_start(llm_cpu_job_fn *fn, void *ctx, struct llm_cpu_queue **ou
     return LLM_OK;
 }
 
-void llm_cpu_queue_stop(struct llm_cpu_queue *q)
+void llm_queue_stop(struct llm_queue *q)
 {
     if (q == NULL) {
         return;
@@ -75,29 +73,30 @@ void llm_cpu_queue_stop(struct llm_cpu_queue *q)
     pthread_cond_signal(&q->pushed);
     pthread_mutex_unlock(&q->lock);
 
-    pthread_join(q->driver, NULL);
+    pthread_join(q->thread, NULL);
     pthread_cond_destroy(&q->finished);
     pthread_cond_destroy(&q->pushed);
     pthread_mutex_destroy(&q->lock);
     free(q);
 }
 
-uint64_t llm_cpu_queue_push(struct llm_cpu_queue *q, const struct llm_cpu_job *job)
+uint64_t llm_queue_push(struct llm_queue *q, const struct llm_job *job)
 {
     uint64_t number;
 
     pthread_mutex_lock(&q->lock);
-    while (q->n_pushed - q->n_done == CAPACITY) {
+    while (q->n_pushed - q->n_done == LLM_QUEUE_CAPACITY) {
         pthread_cond_wait(&q->finished, &q->lock);
     }
     number = ++q->n_pushed;
-    q->jobs[number % CAPACITY] = *job;
+    q->jobs[number % LLM_QUEUE_CAPACITY] = *job;
+    q->jobs[number % LLM_QUEUE_CAPACITY].number = number;
     pthread_cond_signal(&q->pushed);
     pthread_mutex_unlock(&q->lock);
     return number;
 }
 
-bool llm_cpu_queue_done(struct llm_cpu_queue *q, uint64_t number)
+bool llm_queue_done(struct llm_queue *q, uint64_t number)
 {
     bool done;
 
@@ -107,7 +106,7 @@ bool llm_cpu_queue_done(struct llm_cpu_queue *q, uint64_t number)
     return done;
 }
 
-void llm_cpu_queue_wait(struct llm_cpu_queue *q, uint64_t number)
+void llm_queue_wait(struct llm_queue *q, uint64_t number)
 {
     pthread_mutex_lock(&q->lock);
     while (q->n_done < number) {
