@@ -134,8 +134,8 @@ static bool open_planes(EVP_CIPHER_CTX *ctx, const struct llm_page_layout *layou
     return true;
 }
 
-/* The whole of a value of the right size: its token ids, its page and whether that is finite. False:
- * it is not authentic. */
+/* What a value of the right size holds: token ids (little-endian), a page, and whether that is
+ * finite. False: it is not authentic. */
 static bool open_value(const struct llm_redis_tenant_keys *t, const char *name,
                        const struct llm_page_layout *layout, const uint8_t *value,
                        uint32_t ids[LLM_PAGE_TOKENS], uint8_t *page, bool *finite)
