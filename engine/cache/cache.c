@@ -1,58 +1,21 @@
 #include "engine/cache/cache.h"
 #include "engine/base/clock.h"
-#include "engine/cache/host.h"
-#include "engine/cache/tier.h"
+#include "engine/cache/cache_internal.h"
 
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define NONE UINT32_MAX
 #define SAVE_LOOKS 256 /* pages that llm_cache_save looks at */
-
-/* An indexed page: in the pool, in the host tier, or in both. */
-struct entry {
-    uint32_t page, slot;             /* NONE: not there */
-    struct llm_cache_tenant *tenant; /* NULL: a free entry */
-};
-
-/* A page of the pool. The index is one of the users of an indexed page. */
-struct page {
-    const void *writer;
-    uint32_t entry; /* LLM_NO_ENTRY: not indexed */
-    bool pending;
-};
-
-struct llm_cache {
-    const struct llm_backend_ops *ops;
-    struct llm_backend *backend;
-    uint64_t page_bytes;
-    uint32_t n_planes;
-    uint64_t (*now)(void *ctx);
-    void *now_ctx;
-    uint32_t most_of_tenant[LLM_N_TIERS]; /* pages that one tenant may leave there */
-
-    struct llm_index index;
-    struct entry *entries; /* [index.capacity] */
-    struct llm_pool pool;
-    struct page *pages; /* [pool.n_pages] */
-    struct llm_host host;
-    struct llm_owners owners;
-    struct llm_tier tiers[LLM_N_TIERS];
-    struct llm_cache_counts counts; /* but bytes */
-    uint64_t fence;     /* the last copy that a page which is used anew has to wait for */
-    uint64_t last_copy; /* the last one of all */
-    uint32_t cursor;    /* of llm_cache_save: a page */
-};
 
 /* --- making and freeing --- */
 
 /* What a page costs beside its token ids: an entry, and its place in the pool; a slot's is less. */
 #define ENTRY_BYTES                                                                               \
     (sizeof(uint32_t) + 2 * sizeof(uint64_t) + sizeof(struct llm_digest) /* index */              \
-     + sizeof(struct entry) + LLM_N_TIERS * sizeof(struct llm_link)                               \
+     + sizeof(struct llm_cache_entry) + LLM_N_TIERS * sizeof(struct llm_link)                     \
      + sizeof(struct llm_cache_tenant *) / 2 /* a bucket for two */)
-#define PLACE_BYTES (2 * sizeof(uint32_t) + sizeof(struct page))
+#define PLACE_BYTES (2 * sizeof(uint32_t) + sizeof(struct llm_cache_page))
 
 _Static_assert(ENTRY_BYTES + PLACE_BYTES <= 128, "the index takes at most 128 bytes a page");
 
@@ -244,12 +207,12 @@ static void enter_pool(struct llm_cache *c, uint32_t e, uint32_t page)
 
 static void leave_pool(struct llm_cache *c, uint32_t e)
 {
-    struct entry *entry = &c->entries[e];
+    struct llm_cache_entry *entry = &c->entries[e];
     uint32_t page = entry->page;
 
     llm_tier_leave(&c->tiers[LLM_TIER_MEMORY], entry->tenant, e);
-    entry->page = NONE;
-    c->pages[page] = (struct page){.entry = LLM_NO_ENTRY};
+    entry->page = LLM_NO_PAGE;
+    c->pages[page] = (struct llm_cache_page){.entry = LLM_NO_ENTRY};
     llm_pool_drop(&c->pool, &page, 1);
 }
 
@@ -265,20 +228,20 @@ static void enter_host(struct llm_cache *c, uint32_t e, uint32_t slot)
 /* Copies under way from or to the slot come before those of its next user. */
 static void leave_host(struct llm_cache *c, uint32_t e)
 {
-    struct entry *entry = &c->entries[e];
+    struct llm_cache_entry *entry = &c->entries[e];
 
     llm_tier_leave(&c->tiers[LLM_TIER_HOST], entry->tenant, e);
     llm_pool_drop(&c->host.slots, &entry->slot, 1);
-    entry->slot = NONE;
+    entry->slot = LLM_NO_PAGE;
 }
 
 /* An entry that is nowhere is none. */
 static void settle(struct llm_cache *c, uint32_t e)
 {
-    struct entry *entry = &c->entries[e];
+    struct llm_cache_entry *entry = &c->entries[e];
     struct llm_cache_tenant *t = entry->tenant;
 
-    if (entry->page == NONE && entry->slot == NONE) {
+    if (entry->page == LLM_NO_PAGE && entry->slot == LLM_NO_PAGE) {
         entry->tenant = NULL;
         llm_index_remove(&c->index, e);
         let_go(c, t);
@@ -287,10 +250,10 @@ static void settle(struct llm_cache *c, uint32_t e)
 
 static void unindex(struct llm_cache *c, uint32_t e)
 {
-    if (c->entries[e].slot != NONE) {
+    if (c->entries[e].slot != LLM_NO_PAGE) {
         leave_host(c, e);
     }
-    if (c->entries[e].page != NONE) {
+    if (c->entries[e].page != LLM_NO_PAGE) {
         leave_pool(c, e);
     }
     settle(c, e);
@@ -317,7 +280,7 @@ static void push_out_of_host(struct llm_cache *c, uint32_t e)
     settle(c, e);
 }
 
-/* A slot for a page of the tenant; NONE: there is none to be had. */
+/* A slot for a page of the tenant; LLM_NO_PAGE: there is none to be had. */
 static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t, uint64_t now)
 {
     const struct llm_part *part = &t->parts[LLM_TIER_HOST];
@@ -325,7 +288,7 @@ static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t,
 
     if (part->n_pages >= c->most_of_tenant[LLM_TIER_HOST]) {
         if (part->n_idle == 0) {
-            return NONE;
+            return LLM_NO_PAGE;
         }
         goes = part->oldest;
     } else if (c->host.slots.n_free == 0) {
@@ -334,7 +297,7 @@ static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t,
     if (goes != LLM_NO_ENTRY) {
         push_out_of_host(c, goes);
     }
-    return llm_pool_take(&c->host.slots, 1, &slot) == LLM_OK ? slot : NONE;
+    return llm_pool_take(&c->host.slots, 1, &slot) == LLM_OK ? slot : LLM_NO_PAGE;
 }
 
 static void copy_out(struct llm_cache *c, uint32_t e, uint32_t slot)
@@ -352,16 +315,16 @@ static void copy_out(struct llm_cache *c, uint32_t e, uint32_t slot)
 static void bring_down(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     struct llm_tier *tier = &c->tiers[LLM_TIER_HOST];
-    struct entry *entry = &c->entries[e];
+    struct llm_cache_entry *entry = &c->entries[e];
     uint32_t slot;
 
-    if (entry->slot != NONE) {
+    if (entry->slot != LLM_NO_PAGE) {
         /* there already; used there from now on */
         llm_tier_pull(tier, entry->tenant, e);
         llm_tier_put(tier, entry->tenant, e);
     } else {
         slot = take_slot(c, entry->tenant, now);
-        if (slot != NONE) {
+        if (slot != LLM_NO_PAGE) {
             copy_out(c, e, slot);
         }
     }
@@ -440,7 +403,7 @@ static void drop_one(struct llm_cache *c, uint32_t page, uint64_t now)
     if (e == LLM_NO_ENTRY || c->pool.refs[page] > 1) {
         return;
     }
-    if (c->pages[page].pending) {
+    if (c->pages[page].pending || c->pages[page].hidden) {
         unindex(c, e);
     } else {
         become_idle(c, e, now);
@@ -468,9 +431,9 @@ bool llm_cache_shared(const struct llm_cache *c, uint32_t page)
  * not idle. */
 static void keep(struct llm_cache *c, uint32_t e)
 {
-    const struct entry *entry = &c->entries[e];
+    const struct llm_cache_entry *entry = &c->entries[e];
 
-    if (entry->page == NONE) {
+    if (entry->page == LLM_NO_PAGE) {
         llm_tier_pull(&c->tiers[LLM_TIER_HOST], entry->tenant, e);
         return;
     }
@@ -483,7 +446,7 @@ static void keep(struct llm_cache *c, uint32_t e)
 /* A kept page in the host tier gets a page of the pool, with a user. */
 static bool bring_in(struct llm_cache *c, uint32_t e, uint64_t now)
 {
-    const struct entry *entry = &c->entries[e];
+    const struct llm_cache_entry *entry = &c->entries[e];
     uint32_t page;
 
     if (take(c, 1, &page, now) != LLM_OK) {
@@ -516,7 +479,7 @@ static uint32_t look_up(const struct llm_cache *c, const struct llm_digest *dige
         if (e == LLM_NO_ENTRY) {
             break;
         }
-        if (c->entries[e].page != NONE && c->pages[c->entries[e].page].pending) {
+        if (c->entries[e].page != LLM_NO_PAGE && c->pages[c->entries[e].page].pending) {
             ++*n_pending;
         } else if (*n_pending > 0) {
             break;
@@ -539,7 +502,7 @@ void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
         keep(c, entries[i]);
     }
     for (; found->n < run; found->n++) {
-        if (c->entries[entries[found->n]].page == NONE) {
+        if (c->entries[entries[found->n]].page == LLM_NO_PAGE) {
             if (!bring_in(c, entries[found->n], now)) {
                 break;
             }
@@ -550,14 +513,14 @@ void llm_cache_match(struct llm_cache *c, struct llm_cache_tenant *t,
 
     /* from the end, as in drop: the tail is to go first */
     for (uint32_t i = run; i-- > 0;) {
-        const struct entry *entry = &c->entries[entries[i]];
+        const struct llm_cache_entry *entry = &c->entries[entries[i]];
 
-        if (entry->slot != NONE && !llm_tier_idle(&c->tiers[LLM_TIER_HOST], entries[i])) {
+        if (entry->slot != LLM_NO_PAGE && !llm_tier_idle(&c->tiers[LLM_TIER_HOST], entries[i])) {
             llm_tier_put(&c->tiers[LLM_TIER_HOST], entry->tenant, entries[i]);
         }
         if (i < found->n) {
             pages[i] = entry->page;
-        } else if (entry->page != NONE) {
+        } else if (entry->page != LLM_NO_PAGE) {
             drop_one(c, entry->page, now);
         }
     }
@@ -607,7 +570,7 @@ bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t
     if (e == LLM_NO_ENTRY) {
         return false;
     }
-    c->entries[e] = (struct entry){.page = NONE, .slot = NONE, .tenant = t};
+    c->entries[e] = (struct llm_cache_entry){.page = LLM_NO_PAGE, .slot = LLM_NO_PAGE, .tenant = t};
     enter_pool(c, e, page);
     llm_pool_hold(&c->pool, page);
     c->pages[page].pending = true;
@@ -652,12 +615,54 @@ void llm_cache_forget(struct llm_cache *c, uint32_t page)
     }
 }
 
+/* A page in use stays as it is for its users, pending or not, but for being found. */
+static bool hide(struct llm_cache *c, uint32_t e)
+{
+    struct llm_cache_page *page = &c->pages[c->entries[e].page];
+
+    if (page->hidden) {
+        return false;
+    }
+    if (c->entries[e].slot != LLM_NO_PAGE) {
+        leave_host(c, e);
+    }
+    llm_index_hide(&c->index, e);
+    page->hidden = true;
+    return true;
+}
+
+uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32])
+{
+    struct llm_cache_tenant *t = llm_owners_find(&c->owners, owner);
+    uint32_t n = 0;
+
+    if (t == NULL) {
+        return 0;
+    }
+    c->fence = c->last_copy; /* as in forget */
+    t->users++;              /* it goes last */
+    for (uint32_t e = 0; e < c->index.capacity; e++) {
+        if (c->entries[e].tenant != t) {
+            continue;
+        }
+        if (in_use(c, c->entries[e].page)) {
+            n += hide(c, e);
+        } else {
+            unindex(c, e);
+            n++;
+        }
+    }
+    llm_cache_leave(c, t);
+    return n;
+}
+
 static bool may_be_saved(const struct llm_cache *c, uint32_t page)
 {
     uint32_t e = c->pages[page].entry;
     enum llm_cache_tier tier = LLM_TIER_HOST;
 
-    return e != LLM_NO_ENTRY && !c->pages[page].pending && c->entries[e].slot == NONE
+    return e != LLM_NO_ENTRY && !c->pages[page].pending && !c->pages[page].hidden
+           && c->entries[e].slot == LLM_NO_PAGE
            && c->entries[e].tenant->parts[tier].n_pages < c->most_of_tenant[tier];
 }
 
@@ -720,110 +725,4 @@ void llm_cache_last_tenants(const struct llm_cache *c, uint32_t n, llm_cache_ten
         fn(ctx, t->owner, &counts);
         n--;
     }
-}
-
-/* --- the check --- */
-
-static const char *check_page(const struct llm_cache *c, uint32_t page)
-{
-    const struct page *p = &c->pages[page];
-
-    if (p->entry == LLM_NO_ENTRY) {
-        return p->pending || p->writer != NULL ? "a page that is not indexed has a writer" : NULL;
-    }
-    if (p->entry >= c->index.capacity || c->entries[p->entry].page != page) {
-        return "a page whose entry is of another";
-    }
-    if (!p->pending && p->writer != NULL) {
-        return "a complete page has a writer";
-    }
-    if (c->pool.refs[page] == 0) {
-        return "an indexed page is free";
-    }
-    if (p->pending && c->pool.refs[page] == 1) {
-        return "a pending page has no user";
-    }
-    if (llm_tier_idle(&c->tiers[LLM_TIER_MEMORY], p->entry) != (c->pool.refs[page] == 1)) {
-        return "a page without users is not idle, or one with users is";
-    }
-    return NULL;
-}
-
-static const char *check_entry(const struct llm_cache *c, uint32_t e)
-{
-    const struct entry *entry = &c->entries[e];
-
-    if (entry->tenant == NULL) {
-        return llm_tier_idle(&c->tiers[LLM_TIER_MEMORY], e)
-                       || llm_tier_idle(&c->tiers[LLM_TIER_HOST], e)
-                   ? "a free entry is idle"
-                   : NULL;
-    }
-    if (entry->page == NONE && entry->slot == NONE) {
-        return "an entry is nowhere";
-    }
-    if (entry->page != NONE
-        && (entry->page >= c->pool.n_pages || c->pages[entry->page].entry != e)) {
-        return "an entry whose page is of another";
-    }
-    if (entry->slot != NONE
-        && (entry->slot >= c->host.slots.n_pages || c->host.slots.refs[entry->slot] != 1)) {
-        return "an entry whose slot is free";
-    }
-    if (entry->slot != NONE && entry->page != NONE && c->pages[entry->page].pending) {
-        return "a pending page is in the host tier";
-    }
-    if (llm_tier_idle(&c->tiers[LLM_TIER_HOST], e) != (entry->slot != NONE)) {
-        return "a page of the host tier is not idle, or one is that is not there";
-    }
-    return NULL;
-}
-
-/* What the entries say of each tenant and tier, against the books. */
-static const char *check_sums(const struct llm_cache *c)
-{
-    uint32_t n_used = 0, n_slots = 0;
-
-    for (const struct llm_cache_tenant *t = c->owners.newest; t != NULL; t = t->older) {
-        uint32_t n[LLM_N_TIERS] = {0};
-
-        for (uint32_t e = 0; e < c->index.capacity; e++) {
-            if (c->entries[e].tenant == t) {
-                n[LLM_TIER_MEMORY] += c->entries[e].page != NONE;
-                n[LLM_TIER_HOST] += c->entries[e].slot != NONE;
-                n_used++;
-            }
-        }
-        if (n[LLM_TIER_MEMORY] != t->parts[LLM_TIER_MEMORY].n_pages
-            || n[LLM_TIER_HOST] != t->parts[LLM_TIER_HOST].n_pages) {
-            return "a tenant's pages are counted wrong";
-        }
-        n_slots += n[LLM_TIER_HOST];
-    }
-    if (n_used + c->index.n_free != c->index.capacity) {
-        return "an entry of nobody";
-    }
-    if (n_slots + c->host.slots.n_free != c->host.slots.n_pages) {
-        return "a host slot is lost";
-    }
-    return NULL;
-}
-
-const char *llm_cache_check(const struct llm_cache *c)
-{
-    const char *wrong = llm_pool_check(&c->pool);
-
-    wrong = wrong != NULL ? wrong : llm_pool_check(&c->host.slots);
-    wrong = wrong != NULL ? wrong : llm_index_check(&c->index);
-    wrong = wrong != NULL ? wrong : llm_owners_check(&c->owners);
-    for (int i = 0; i < LLM_N_TIERS && wrong == NULL; i++) {
-        wrong = llm_tier_check(&c->tiers[i], &c->owners);
-    }
-    for (uint32_t i = 0; i < c->pool.n_pages && wrong == NULL; i++) {
-        wrong = check_page(c, i);
-    }
-    for (uint32_t i = 0; i < c->index.capacity && wrong == NULL; i++) {
-        wrong = check_entry(c, i);
-    }
-    return wrong != NULL ? wrong : check_sums(c);
 }

@@ -108,6 +108,11 @@ void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer
 /* Takes a page out of the index: what it holds must not be found any more. Its users keep it. */
 void llm_cache_forget(struct llm_cache *c, uint32_t page);
 
+/* Takes all of a tenant's pages out of the index: how many. Idle ones are free, in both tiers;
+ * those in use go on as before, also pending ones, but nobody else finds them, and they are free
+ * when their last user drops them. Looks at every entry of the index. */
+uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32]);
+
 /* Copies up to n complete pages ahead into free room of the host tier, so that nobody has to wait
  * for it when they are pushed out. Looks at so many pages of the pool that it costs little, and
  * goes on from there the next time. */

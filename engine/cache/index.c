@@ -41,6 +41,8 @@ void llm_index_free(struct llm_index *x)
 }
 
 /* Two parts of a digest: where in the table it belongs, and its tag there. */
+#define HOME_PART sizeof(uint32_t)
+
 static uint64_t home_of(const struct llm_index *x, const struct llm_digest *digest)
 {
     uint32_t h;
@@ -53,7 +55,7 @@ static uint64_t tag_of(const struct llm_digest *digest)
 {
     uint32_t h;
 
-    memcpy(&h, digest->bytes + sizeof(h), sizeof(h));
+    memcpy(&h, digest->bytes + HOME_PART, sizeof(h));
     return (uint64_t) h << 32;
 }
 
@@ -151,6 +153,19 @@ void llm_index_remove(struct llm_index *x, uint32_t entry)
     }
     set_word(x, gap, 0);
     x->free[x->n_free++] = entry;
+}
+
+/* Its word stays where it is; the rest of the digest is one that no chain has: zeros, and the
+ * number of the entry, as no two may be equal. */
+void llm_index_hide(struct llm_index *x, uint32_t entry)
+{
+    struct llm_digest *digest = &x->digests[entry];
+    uint64_t place = place_of(x, digest);
+
+    assert(entry_of(word_at(x, place)) == entry);
+    memset(digest->bytes + HOME_PART, 0, sizeof(*digest) - HOME_PART);
+    memcpy(digest->bytes + sizeof(*digest) - sizeof(entry), &entry, sizeof(entry));
+    set_word(x, place, tag_of(digest) | (entry + 1));
 }
 
 bool llm_index_guess(const struct llm_index *x, const struct llm_digest *digest)

@@ -38,6 +38,9 @@ uint32_t llm_index_add(struct llm_index *x, const struct llm_digest *digest,
                        const uint32_t ids[LLM_PAGE_TOKENS]);
 void llm_index_remove(struct llm_index *x, uint32_t entry);
 
+/* The entry stays, but nothing finds it any more. Another may have its digest from now on. */
+void llm_index_hide(struct llm_index *x, uint32_t entry);
+
 /* Whether the digest seems to be there: while the index changes, and for one digest in billions, it
  * may be wrong. */
 bool llm_index_guess(const struct llm_index *x, const struct llm_digest *digest);

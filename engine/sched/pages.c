@@ -82,7 +82,7 @@ static uint32_t pages_needed(const struct llm_sequence *q)
 /* Full pages of others are not computed again; those that are missing are promised to others. */
 static void publish_prompt(struct llm_sched *s, struct llm_sequence *q, uint32_t first)
 {
-    for (uint32_t i = first; i < q->n_chained; i++) {
+    for (uint32_t i = first; i < q->n_chained && !q->request->purged; i++) {
         llm_cache_publish(s->cache, q->request->owner, q->pages[i], &q->chained[i],
                           q->tokens + (size_t) i * LLM_PAGE_TOKENS, q);
     }
@@ -269,7 +269,7 @@ void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q)
     const struct llm_request *r = q->request;
     uint32_t full = q->n_done / LLM_PAGE_TOKENS;
 
-    if (r->owner == NULL || q->digests == NULL || !s->one_form) {
+    if (r->owner == NULL || q->digests == NULL || !s->one_form || r->purged) {
         return;
     }
     for (; q->n_chained < full; q->n_chained++) {

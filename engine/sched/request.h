@@ -95,6 +95,7 @@ struct llm_request {
     enum llm_outcome outcome;
     bool paused;
     bool started;
+    bool purged; /* it had begun when its owner's pages were purged: it indexes no more of them */
     uint32_t cached_tokens; /* of its prompts, each counted once; each before its `started`, or its
                              * first token: final when all of its sequences have had one */
     uint32_t n_alive;       /* sequences that are not gone */

@@ -4,6 +4,7 @@
 #include "engine/sched/sched_internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* Steps of the longest kind that a tenant which has been away may be ahead of others. */
 #define ALLOWANCE_STEPS 4
@@ -221,6 +222,7 @@ void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
     r->outcome = fits_alone(s, r) ? LLM_OUTCOME_DONE : LLM_OUTCOME_TOO_LARGE;
     r->paused = false;
     r->started = false;
+    r->purged = false;
     r->cached_tokens = 0;
     r->n_alive = r->n_sequences;
     r->tenant = NULL;
@@ -269,6 +271,27 @@ void llm_sched_pause(struct llm_sched *s, struct llm_request *r, bool paused)
 {
     (void) s;
     r->paused = paused;
+}
+
+static void purge_list(const struct llm_list *l, const uint8_t owner[32])
+{
+    for (struct llm_sequence *q = l->first; q != NULL; q = q->next) {
+        struct llm_request *r = q->request;
+
+        if (q->begun && memcmp(r->owner_digest, owner, sizeof(r->owner_digest)) == 0) {
+            r->purged = true;
+        }
+    }
+}
+
+uint32_t llm_sched_purge(struct llm_sched *s, const uint8_t owner[32])
+{
+    for (const struct llm_tenant *t = s->fair.active.oldest; t != NULL; t = t->newer) {
+        purge_list(&t->waiting, owner); /* those that had to give way */
+    }
+    purge_list(&s->running, owner);
+    purge_list(&s->leaving, owner);
+    return llm_cache_purge(s->cache, owner);
 }
 
 struct llm_sched_load llm_sched_load(const struct llm_sched *s)

@@ -82,6 +82,11 @@ void llm_sched_end(struct llm_sched *s, struct llm_sequence *seq);
 /* A paused request keeps its pages and gets no rows. */
 void llm_sched_pause(struct llm_sched *s, struct llm_request *r, bool paused);
 
+/* Nothing that was computed for this owner (llm_scope_owner) so far is found any more, in any tier
+ * of this process, nor what those of his requests that have begun go on to compute; they notice
+ * nothing. How many pages that were indexed are not any more. */
+uint32_t llm_sched_purge(struct llm_sched *s, const uint8_t owner[32]);
+
 /* The first half of a turn, which does not wait: starts what may start and submits the steps that
  * may be submitted. LLM_OK: a step is in flight; LLM_EAGAIN: none is, and there is nothing to do
  * until something is submitted, cancelled or resumed; LLM_EINTERNAL: the backend failed, nothing

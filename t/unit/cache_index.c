@@ -25,8 +25,8 @@ static void make_keys(void)
 {
     for (uint32_t i = 0; i < N_KEYS; i++) {
         keys[i].bytes[3] = (i % 8) * 36;
-        keys[i].bytes[4] = i / 8 % 4;
-        keys[i].bytes[20] = i;
+        keys[i].bytes[4] = 1 + i / 8 % 4;
+        keys[i].bytes[20] = 1 + i;
         for (uint32_t j = 0; j < LLM_PAGE_TOKENS; j++) {
             ids[i][j] = i;
         }
@@ -97,9 +97,41 @@ static void test_changes(void)
     llm_index_free(&x);
 }
 
+/* All keys begin alike: hidden or not, they are in each other's way. */
+static void test_hidden(void)
+{
+    uint32_t hidden[CAPACITY / 2], again[CAPACITY / 2];
+    struct llm_index x;
+    struct llm_error err;
+    bool right = true;
+
+    is_int(llm_index_init(&x, CAPACITY, &err), LLM_OK, "an index");
+    for (uint32_t round = 0; round < 2; round++) {
+        for (uint32_t k = 0; k < CAPACITY / 2; k++) {
+            uint32_t e = llm_index_add(&x, &keys[k], ids[k]);
+
+            right = right && e != LLM_NO_ENTRY;
+            (round == 0 ? hidden : again)[k] = e;
+            llm_index_hide(&x, e);
+            right = right && llm_index_find(&x, &keys[k], ids[k]) == LLM_NO_ENTRY;
+        }
+        ok(llm_index_check(&x) == NULL, "sound");
+    }
+    ok(right, "what is hidden is not found, and is there anew, and hidden once more");
+    for (uint32_t k = 0; k < CAPACITY / 2; k++) {
+        right = right && !llm_index_guess(&x, &keys[k]);
+        llm_index_remove(&x, hidden[k]);
+        llm_index_remove(&x, again[k]);
+    }
+    ok(right, "nor is it guessed");
+    ok(llm_index_check(&x) == NULL && x.n_free == CAPACITY, "and all of it can be removed");
+    llm_index_free(&x);
+}
+
 int main(void)
 {
     make_keys();
+    test_hidden();
     test_changes();
     return done_testing();
 }

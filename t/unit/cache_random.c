@@ -63,6 +63,7 @@ static struct {
     uint32_t n_slots, most[LLM_N_TIERS];
     struct node nodes[N_TENANTS][N_NODES];
     uint32_t users[N_PAGES + 1];
+    uint32_t hidden_of[N_PAGES]; /* pages in use of a tenant, + 1, that was purged; 0: none */
     bool active[N_TENANTS];
     uint64_t used_ns[N_TENANTS];
     uint64_t last_use[N_TENANTS]; /* in order, also of those at the same time */
@@ -96,6 +97,9 @@ static uint32_t count_pages(uint32_t t, enum llm_cache_tier tier, bool idle)
         const struct node *n = &model.nodes[t][i];
 
         count += idle ? is_idle(n, tier) : n->there[tier];
+    }
+    for (uint32_t i = 0; i < N_PAGES && tier == LLM_TIER_MEMORY && !idle; i++) {
+        count += model.hidden_of[i] == t + 1;
     }
     return count;
 }
@@ -264,6 +268,7 @@ static void model_drop(uint32_t page)
     uint32_t t;
 
     if (--model.users[page] > 0 || n == NULL) {
+        model.hidden_of[page] = model.users[page] > 0 ? model.hidden_of[page] : 0;
         return;
     }
     if (n->pending) {
@@ -396,6 +401,7 @@ static bool take(struct seq *q, uint32_t n)
     must((llm_cache_take(cache, n, q->pages + q->n) == LLM_OK) == room);
     for (uint32_t i = 0; room && i < n; i++, q->n++) {
         must(model.users[q->pages[q->n]] == 0 && node_at(q->pages[q->n]) == NULL);
+        must(model.hidden_of[q->pages[q->n]] == 0);
         model.users[q->pages[q->n]] = 1;
         fill(q->pages[q->n], 0);
     }
@@ -482,8 +488,13 @@ static bool complete(struct seq *q)
     for (uint32_t i = 0; i < q->n; i++) {
         const void *writer = llm_cache_writer(cache, q->pages[i]);
         struct node *n = node_at(q->pages[i]);
+        bool hidden = model.hidden_of[q->pages[i]] != 0;
 
-        must(llm_cache_indexed(cache, q->pages[i]) == (n != NULL));
+        must(llm_cache_indexed(cache, q->pages[i]) == (n != NULL || hidden));
+        if (hidden && llm_cache_pending(cache, q->pages[i])) {
+            llm_cache_complete(cache, q->pages[i]); /* as if it had not been purged */
+            break;
+        }
         if (n != NULL && n->pending && (writer == q || writer == NULL)) {
             n->pattern = (uint8_t) (1 + draw(255));
             fill(n->page, n->pattern);
@@ -512,9 +523,27 @@ static bool forget(const struct seq *q)
     struct node *n = node_at(page);
 
     llm_cache_forget(cache, page);
+    model.hidden_of[page] = 0;
     if (n != NULL) {
         *n = (struct node){0};
     }
+    return true;
+}
+
+static bool purge(uint32_t t)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < N_NODES; i++) {
+        struct node *node = &model.nodes[t][i];
+
+        if (node->there[LLM_TIER_MEMORY] && model.users[node->page] > 0) {
+            model.hidden_of[node->page] = t + 1;
+        }
+        n += node->there[LLM_TIER_MEMORY] || node->there[LLM_TIER_HOST];
+        *node = (struct node){0};
+    }
+    must(llm_cache_purge(cache, (uint8_t[32]){(uint8_t) t}) == n);
     return true;
 }
 
@@ -569,7 +598,7 @@ static bool operate(void)
     } else if (what < 3) {
         return rejoin(draw(N_TENANTS));
     } else if (what == 3) {
-        return save();
+        return draw(2) == 0 ? save() : purge(draw(N_TENANTS));
     } else if (q->n == 0) {
         struct seq *other = &seqs[draw(N_SEQS)];
 

@@ -469,6 +469,63 @@ static void test_save(void)
     close_cache("quota of what is saved");
 }
 
+static void test_purge(void)
+{
+    struct prompt idle = prompt_of(alice_digest, 1, 2), used = prompt_of(alice_digest, 2, 3);
+    struct prompt pending = prompt_of(alice_digest, 3, 1), again, other;
+    struct llm_cache_counts c;
+
+    open_cache(16, 8, 100);
+    other = prompt_of(bob_digest, 1, 2);
+    run(bob, &other);
+    run(alice, &idle);
+    run(alice, &used);
+    llm_cache_save(cache, 4);
+    match(alice, &used);
+    llm_cache_take(cache, 1, pending.pages);
+    publish(alice, &pending, 0);
+    is_int(llm_cache_purge(cache, (const uint8_t[32]){"carol"}), 0, "who has nothing");
+    is_int(llm_cache_purge(cache, alice_digest), 6, "all pages of a tenant are purged");
+
+    ok(llm_cache_check(cache) == NULL, "the books are right");
+    is_int(llm_cache_estimate(cache, idle.digests, 2) + llm_cache_estimate(cache, used.digests, 3)
+               + llm_cache_estimate(cache, pending.digests, 1), 0, "none is expected");
+    again = used;
+    is_int(match(alice, &again).n, 0, "nor found");
+    is_int(llm_cache_fence(cache), backend.n_begun, "who writes one anew waits for its copy");
+    is_int(llm_cache_available(cache), 12, "idle ones are free, those in use are not");
+    c = llm_cache_tenant_counts(cache, alice_digest);
+    is_int(c.bytes[LLM_TIER_MEMORY], 4 * PAGE_BYTES, "those in use are in the pool");
+    is_int(c.bytes[LLM_TIER_HOST], 0, "none in the host tier");
+    is_int(llm_cache_purge(cache, alice_digest), 0, "once");
+    llm_cache_save(cache, 8);
+    is_int(llm_cache_tenant_counts(cache, alice_digest).bytes[LLM_TIER_HOST], 0,
+           "and they do not go there");
+
+    ok(llm_cache_pending(cache, pending.pages[0])
+           && llm_cache_writer(cache, pending.pages[0]) == writer,
+       "what is being computed is still its writer's");
+    complete(&pending, 0);
+    ok(holds(&used, 2), "what is in use is there");
+    again = pending;
+    is_int(run(alice, &again).n, 0, "the same prompt is computed again");
+    is_int(run(alice, &again).n, 1, "and found");
+    llm_cache_drop(cache, used.pages, 3);
+    llm_cache_drop(cache, pending.pages, 1);
+    is_int(llm_cache_tenant_counts(cache, alice_digest).bytes[LLM_TIER_MEMORY], PAGE_BYTES,
+           "what was purged is free when its last user drops it");
+    is_int(match(bob, &other).n, 2, "another's pages are there");
+    close_cache("purge");
+
+    open_cache(8, 0, 100);
+    run(alice, &idle);
+    llm_cache_leave(cache, alice);
+    is_int(llm_cache_purge(cache, alice_digest), 2, "a tenant that has left");
+    is_int(llm_cache_purge(cache, alice_digest), 0, "is gone then");
+    alice = llm_cache_join(cache, alice_digest, 1);
+    close_cache("purge of one that has left");
+}
+
 static void test_refused_copies(void)
 {
     struct prompt p = prompt_of(alice_digest, 1, 4), q = prompt_of(alice_digest, 2, 4);
@@ -579,6 +636,7 @@ int main(void)
     test_alone();
     test_host();
     test_save();
+    test_purge();
     test_refused_copies();
     test_counts();
     test_options();
