@@ -365,8 +365,7 @@ struct llm_ipc_finished {
 };
 
 struct llm_ipc_purged {
-    uint64_t pages[4]; /* that were dropped, by enum llm_ipc_tier */
-    uint64_t in_use;   /* that requests go on to use, and nobody else finds */
+    uint64_t pages; /* that could be found and cannot any more; some may still be in use */
 };
 
 /* --- engine state: one memfd, written by the engine alone, read by every worker --- */
@@ -565,8 +564,7 @@ LLM_IPC_AT(llm_ipc_purge, tenant, 0);
 LLM_IPC_IS(llm_ipc_purge, 32);
 
 LLM_IPC_AT(llm_ipc_purged, pages, 0);
-LLM_IPC_AT(llm_ipc_purged, in_use, 32);
-LLM_IPC_IS(llm_ipc_purged, 40);
+LLM_IPC_IS(llm_ipc_purged, 8);
 
 LLM_IPC_AT(llm_ipc_counted, prompt_tokens, 0);
 LLM_IPC_AT(llm_ipc_counted, cached_tokens_estimate, 4);

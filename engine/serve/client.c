@@ -4,6 +4,7 @@
 #include "engine/base/log.h"
 #include "engine/serve/calls.h"
 #include "engine/serve/engine.h"
+#include "engine/serve/purge.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -38,6 +39,8 @@ static void free_client(struct llm_client *c)
             llm_call_orphan(c->slots[i]);
         }
     }
+
+    llm_purge_orphan(c);
 
     llm_loop_unwatch(&e->loop, &c->on_sock);
     llm_loop_unwatch(&e->loop, &c->on_event);
@@ -237,11 +240,12 @@ static const char *take_record(struct llm_client *c, const struct llm_ipc_record
     struct llm_ipc_revoke revoked;
     const char *why = NULL;
 
+    if ((r->type == LLM_IPC_PURGE) != (c->ipc.role == LLM_IPC_ROLE_CONTROL)) {
+        return "record that is not for this session's role";
+    }
+
     switch (r->type) {
     case LLM_IPC_SUBMIT:
-        if (c->ipc.role != LLM_IPC_ROLE_WORKER) {
-            return "SUBMIT in a session that is no worker's";
-        }
         llm_call_new(c, r, &why);
         return why;
 
@@ -275,6 +279,9 @@ static const char *take_record(struct llm_client *c, const struct llm_ipc_record
             llm_call_add_credit(call, credit.bytes);
         }
         return NULL;
+
+    case LLM_IPC_PURGE:
+        return llm_purge_begin(c, r);
 
     default:
         return "record of unknown type";

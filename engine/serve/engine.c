@@ -110,6 +110,7 @@ static void fail(struct llm_engine *e)
     llm_notify("STATUS=Failed");
     e->phase = LLM_ENGINE_FAILED;
     llm_model_thread_bury(&e->model);
+    llm_purges_end(e);
     llm_state_raise(&e->state, LLM_IPC_STATE_FAILED);
 
     for (call = e->calls; call != NULL; call = next) {
@@ -176,10 +177,14 @@ static void on_mail(struct llm_watch *w)
         case LLM_MESSAGE_RETIRED:
             llm_call_retired(LLM_HOLDER(msg, struct llm_call, to_control));
             break;
+        case LLM_MESSAGE_PURGED:
+            llm_purge_done(e, LLM_HOLDER(msg, struct llm_purge, message));
+            break;
         case LLM_MESSAGE_BROKEN:
             fail(e);
             break;
         case LLM_MESSAGE_CALL:
+        case LLM_MESSAGE_PURGE:
         case LLM_MESSAGE_QUIT:
             break; /* never for this thread */
         }
@@ -315,6 +320,7 @@ static void close_engine(struct llm_engine *e)
     while (e->calls != NULL) {
         llm_call_free(e->calls);
     }
+    llm_purges_end(e);
     for (struct llm_client *c = e->clients; c != NULL; c = c->next) {
         c->dropped = true;
     }

@@ -9,6 +9,7 @@
 #include "engine/serve/loop.h"
 #include "engine/serve/mailbox.h"
 #include "engine/serve/model_thread.h"
+#include "engine/serve/purge.h"
 #include "engine/serve/settings.h"
 #include "engine/serve/state.h"
 #include "engine/serve/tokenizers.h"
@@ -44,6 +45,7 @@ struct llm_engine {
 
     struct llm_client *clients;
     struct llm_call *calls;
+    struct llm_purge *purges;
     uint32_t n_clients, n_calls, n_running; /* the last: requests */
     bool emptied; /* while draining: the last call is gone */
 };

@@ -19,7 +19,8 @@
 #define NEW_SUFFIX ".4194304"
 #define LOCK_SUFFIX ".lock"
 
-static int make_address(const char *address, struct sockaddr_un *addr, struct llm_error *err)
+int llm_listener_address(const char *address, const char *option, struct sockaddr_un *addr,
+                         struct llm_error *err)
 {
     const size_t max = sizeof(addr->sun_path) - sizeof(NEW_SUFFIX);
     size_t len;
@@ -27,13 +28,13 @@ static int make_address(const char *address, struct sockaddr_un *addr, struct ll
     *addr = (struct sockaddr_un){.sun_family = AF_UNIX};
 
     if (strncmp(address, "unix:", 5) != 0 || address[5] == '\0') {
-        return llm_fail(err, LLM_EINVAL, "--listen wants unix:PATH, not \"%s\"", address);
+        return llm_fail(err, LLM_EINVAL, "--%s wants unix:PATH, not \"%s\"", option, address);
     }
     len = strlen(address + 5);
     if (len > max) {
         return llm_fail(err, LLM_EINVAL,
-                        "--listen: the path has %zu bytes, but it may have %zu: choose a shorter "
-                        "one, such as unix:/run/llm-engine/llm.sock", len, max);
+                        "--%s: the path has %zu bytes, but it may have %zu: choose a shorter "
+                        "one, such as unix:/run/llm-engine/llm.sock", option, len, max);
     }
     memcpy(addr->sun_path, address + 5, len);
     return LLM_OK;
@@ -52,7 +53,7 @@ static const struct group *find_group(const char *name, struct llm_error *err)
 int llm_listener_check(const char *address, const char *group, struct llm_error *err)
 {
     struct sockaddr_un addr;
-    int rc = make_address(address, &addr, err);
+    int rc = llm_listener_address(address, "listen", &addr, err);
 
     if (rc == LLM_OK && group != NULL && find_group(group, err) == NULL) {
         rc = LLM_EINVAL;
@@ -230,7 +231,7 @@ int llm_listener_open(struct llm_listener *l, const char *address, const char *g
 
     *l = (struct llm_listener){.fd = -1};
 
-    rc = make_address(address, &addr, err);
+    rc = llm_listener_address(address, "listen", &addr, err);
     if (rc == LLM_OK) {
         rc = take_lock(&lock, addr.sun_path, err);
     }

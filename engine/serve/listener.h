@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/un.h>
 
 struct llm_listener {
     int fd; /* -1: closed */
@@ -14,6 +15,10 @@ struct llm_listener {
     dev_t dev; /* of the socket's file, so that only our own is removed */
     ino_t ino;
 };
+
+/* The socket of "unix:PATH", which `option` has named. */
+int llm_listener_address(const char *address, const char *option, struct sockaddr_un *addr,
+                         struct llm_error *err);
 
 /* Whether the address has the right form and there is such a group (NULL: none is asked for). */
 int llm_listener_check(const char *address, const char *group, struct llm_error *err);

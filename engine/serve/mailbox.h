@@ -19,9 +19,11 @@ enum llm_message_kind {
     LLM_MESSAGE_PREPARED, /* struct llm_call: its prompts are token ids now, or refused */
     LLM_MESSAGE_EVENTS,   /* struct llm_events */
     LLM_MESSAGE_RETIRED,  /* struct llm_call: the model thread has let go of it */
+    LLM_MESSAGE_PURGED,   /* struct llm_purge: it is done */
     LLM_MESSAGE_BROKEN,   /* struct llm_model_thread: the backend failed */
     /* to the model thread */
     LLM_MESSAGE_CALL,     /* struct llm_call: see llm_call.asked */
+    LLM_MESSAGE_PURGE,    /* struct llm_purge */
     LLM_MESSAGE_QUIT,
 };
 

@@ -1,6 +1,7 @@
 #include "engine/serve/model_thread.h"
 
 #include "engine/base/clock.h"
+#include "engine/serve/purge.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -106,6 +107,13 @@ static void attend(struct llm_model_thread *m, struct llm_call *call)
     }
 }
 
+static void attend_purge(struct llm_model_thread *m, struct llm_purge *p)
+{
+    p->n_pages = llm_sched_purge(m->sched, p->owner);
+    p->message.kind = LLM_MESSAGE_PURGED;
+    llm_mailbox_post(m->control, &p->message);
+}
+
 /* False: it is time to quit. */
 static bool attend_all(struct llm_model_thread *m)
 {
@@ -113,10 +121,16 @@ static bool attend_all(struct llm_model_thread *m)
 
     for (; msg != NULL; msg = next) {
         next = msg->next; /* the call may be posted again while we attend to it */
-        if (msg->kind == LLM_MESSAGE_QUIT) {
+        switch (msg->kind) {
+        case LLM_MESSAGE_QUIT:
             return false;
+        case LLM_MESSAGE_PURGE:
+            attend_purge(m, LLM_HOLDER(msg, struct llm_purge, message));
+            break;
+        default: /* LLM_MESSAGE_CALL */
+            attend(m, LLM_HOLDER(msg, struct llm_call, to_model));
+            break;
         }
-        attend(m, LLM_HOLDER(msg, struct llm_call, to_model));
     }
     return true;
 }

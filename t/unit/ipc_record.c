@@ -559,8 +559,8 @@ static void test_fixed(void)
     is_int(read_exact(LLM_IPC_CREDIT, longer, 4, NULL), LLM_IPC_DONE, "CREDIT");
     is_int(read_exact(LLM_IPC_PURGE, longer, 31, NULL), LLM_IPC_BROKEN, "PURGE too short");
     is_int(read_exact(LLM_IPC_PURGE, longer, 32, NULL), LLM_IPC_DONE, "PURGE");
-    is_int(read_exact(LLM_IPC_PURGED, longer, 39, NULL), LLM_IPC_BROKEN, "PURGED too short");
-    is_int(read_exact(LLM_IPC_PURGED, longer, 40, NULL), LLM_IPC_DONE, "PURGED");
+    is_int(read_exact(LLM_IPC_PURGED, longer, 7, NULL), LLM_IPC_BROKEN, "PURGED too short");
+    is_int(read_exact(LLM_IPC_PURGED, longer, 8, NULL), LLM_IPC_DONE, "PURGED");
 
     is_int(read_exact(LLM_IPC_CHOICE_END, &e, 4, NULL), LLM_IPC_DONE, "CHOICE_END");
     is_int(read_exact(LLM_IPC_CHOICE_END, &e, 3, NULL), LLM_IPC_BROKEN, "CHOICE_END too short");

@@ -1,6 +1,7 @@
 /* What workers do to an engine besides asking: cancel, revoke, fall silent, break the protocol,
  * die; and what the engine does at its ends: loading, draining, failing. */
 
+#include "engine/serve/control.h"
 #include "t/unit/engine_process.h"
 
 #include <fcntl.h>
@@ -358,18 +359,78 @@ static void dropped_after(const char *what, uint16_t type, uint32_t slot, const 
     worker_close(bad);
 }
 
+static bool await_end(struct worker *w)
+{
+    for (int i = 0; i < 100 && !w->gone; i++) {
+        worker_pump(w, 100);
+    }
+    return w->gone;
+}
+
 /* A session of an operator's commands is not for requests. */
 static void test_control(void)
 {
     struct worker *control = worker_open_as(engine_socket, LLM_IPC_ROLE_CONTROL);
+    struct llm_ipc_purge purge = {{1}};
 
     send_plain(control, 0, 5, 5);
-    for (int i = 0; i < 100 && !control->gone; i++) {
-        worker_pump(control, 100);
-    }
-    ok(control->gone && control->answers[0].n_finished == 0,
+    ok(await_end(control) && control->answers[0].n_finished == 0,
        "dropped after SUBMIT in a control session");
     worker_close(control);
+
+    control = worker_open_as(engine_socket, LLM_IPC_ROLE_CONTROL);
+    worker_record(control, LLM_IPC_PURGE, 0, 1, &purge, sizeof(purge) - 1);
+    ok(await_end(control), "after a short PURGE");
+    worker_close(control);
+
+    control = worker_open_as(engine_socket, LLM_IPC_ROLE_CONTROL);
+    for (uint32_t i = 1; i <= 2; i++) {
+        struct llm_ipc_iovec part = {&purge, sizeof(purge)};
+
+        worker_must(llm_ipc_send(&control->ipc, LLM_IPC_PURGE, 0, i, &part, 1) == LLM_IPC_DONE);
+    }
+    llm_ipc_flush(&control->ipc);
+    control->answers[0].open = false;
+    for (int i = 0; i < 100 && !control->gone; i++) {
+        struct pollfd p = {.fd = control->sock, .events = POLLIN};
+
+        control->gone = poll(&p, 1, 100) == 1;
+    }
+    ok(control->gone, "after a second PURGE before the first was answered");
+    worker_close(control);
+}
+
+/* A prompt's pages: found while another tenant is purged, not found when its own is. */
+static void test_purge(struct worker *w)
+{
+    struct llm_ipc_purged purged;
+    struct llm_error err;
+    char address[320];
+    uint8_t owner[32] = {1}; /* the tenant of submit_begin */
+    struct answer *a;
+    struct submit s;
+
+    snprintf(address, sizeof(address), "unix:%s", engine_socket);
+    plain(&s, 200, 5);
+    a = worker_submit(w, 0, &s);
+    ok(worker_ends(w, a, LLM_IPC_OK), "a prompt of three pages");
+    owner[0] = 2;
+    is_int(llm_control_purge(address, owner, 5000, &purged, &err), LLM_OK, "another is purged");
+    is_int(purged.pages, 0, "who has nothing");
+    submit_ids(&s, prompt, 200, 5);
+    a = worker_submit(w, 0, &s);
+    ok(worker_ends(w, a, LLM_IPC_OK), "the prompt again");
+    is_int(a->finished.cached_tokens, 192, "is found");
+    owner[0] = 1;
+    is_int(llm_control_purge(address, owner, 5000, &purged, &err), LLM_OK, "its tenant is purged");
+    ok(purged.pages >= 3, "of all its pages");
+    submit_ids(&s, prompt, 200, 5);
+    a = worker_submit(w, 0, &s);
+    ok(worker_ends(w, a, LLM_IPC_OK), "once more");
+    is_int(a->finished.cached_tokens, 0, "is not");
+    is_int(llm_control_purge("unix:/nowhere", owner, 100, &purged, &err), LLM_EIO,
+           "where no engine is");
+    is_int(llm_control_purge("nowhere", owner, 100, &purged, &err), LLM_EINVAL, "no address");
 }
 
 static void test_protocol_errors(struct worker *w)
@@ -387,6 +448,8 @@ static void test_protocol_errors(struct worker *w)
     dropped_after("a short REVOKE", LLM_IPC_REVOKE, 0, "x", 1);
     dropped_after("a short CREDIT", LLM_IPC_CREDIT, 1, "x", 1);
     dropped_after("a record of the other side", LLM_IPC_TOKEN, 1, NULL, 0);
+    dropped_after("a PURGE of a worker", LLM_IPC_PURGE, 0, &(struct llm_ipc_purge){{1}},
+                  sizeof(struct llm_ipc_purge));
     test_control();
     ok(worker_await_idle(w), "all is given back");
 }
@@ -547,6 +610,7 @@ static void test_running(void)
     test_cancel_preparing(w);
     test_damaged(w, getenv("LLM_LONG") != NULL ? 5000 : 300);
     test_protocol_errors(w);
+    test_purge(w);
     test_death(w);
     test_strangers(w);
     test_full_ring(w);
@@ -644,6 +708,9 @@ static void test_long_steps(void)
 
 static void test_loading(void)
 {
+    struct llm_ipc_purged purged;
+    struct llm_error err;
+    char address[320];
     struct worker *w;
     struct answer *a;
     pid_t pid;
@@ -655,6 +722,11 @@ static void test_loading(void)
     a = send_plain(w, 0, 5, 5);
     ok(worker_ends(w, a, LLM_IPC_QUEUE_FULL), "a request must be tried again");
     is_str(a->finished.detail, "the model is still loading", "and says why");
+    snprintf(address, sizeof(address), "unix:%s", engine_socket);
+    is_int(llm_control_purge(address, (uint8_t[32]){1}, 500, &purged, &err), LLM_OK,
+           "a purge is answered at once");
+    is_int(purged.pages, 0, "as nothing is there yet");
+    ok((worker_flags(w) & LLM_IPC_STATE_READY) == 0, "while it still loads");
     ok(worker_await_ready(w), "then it is ready");
     a = send_plain(w, 0, 5, 5);
     ok(worker_ends(w, a, LLM_IPC_OK), "and serves the same session");
