@@ -5,6 +5,7 @@
 #   make demo-stop      stops it
 #   make check          installs what is missing, runs every test that needs no GPU
 #   make check-long     the same with full counts
+#   make fuzz           feeds the fuzz targets for FUZZ_SECONDS each
 #   make mutate         breaks guards one by one: their tests must fail
 #   make module NGINX_SRC=DIR   the module against an nginx source tree
 #   make install PREFIX= DESTDIR=
@@ -112,6 +113,34 @@ $(BUILD)/t/$(1): $(BUILD)/obj/t/unit/$(1).o $(call room_archives,$(firstword $(s
 	$(CC) $(ALL_LDFLAGS) $$^ -o $$@ $(call room_libs,$(firstword $(subst _, ,$(1))))
 endef
 $(foreach t,$(notdir $(UNIT)),$(eval $(call unit_rule,$(t))))
+
+# t/fuzz/ROOM_thing.c is a fuzz target, linked as a test of that room: fed by libFuzzer, or what is
+# in its corpus alone
+FUZZ = $(patsubst t/fuzz/%.c,%,$(wildcard t/fuzz/*_*.c))
+FUZZ_SECONDS = 60
+tests: $(FUZZ:%=$(BUILD)/fuzz/%)
+define fuzz_rule
+$(BUILD)/fuzz/$(1): $(BUILD)/obj/t/fuzz/$(1).o $(if $(LIBFUZZER),,$(BUILD)/obj/t/fuzz/replay.o) \
+		$(call room_archives,$(firstword $(subst _, ,$(1))))
+	@mkdir -p $$(@D)
+	$(CC) $(ALL_LDFLAGS) $(if $(LIBFUZZER),-fsanitize=fuzzer) $$^ -o $$@ $(call room_libs,$(firstword $(subst _, ,$(1))))
+endef
+$(foreach f,$(FUZZ),$(eval $(call fuzz_rule,$(f))))
+
+# What is found stays in $(BUILD)/fuzz-clang: inputs that reach new code in found/NAME, those that
+# end in a failure beside it.
+.PHONY: fuzz
+fuzz: fuzz-set-up
+	set -e; for target in $(FUZZ); do dir=$(BUILD)/fuzz-clang/found/$$target; mkdir -p $$dir; \
+		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BUILD)/fuzz-clang/fuzz/$$target \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 \
+			-artifact_prefix=$(BUILD)/fuzz-clang/$$target- $$dir t/fuzz/corpus/$$target; done
+
+.PHONY: fuzz-set-up
+fuzz-set-up:
+	@tools/packages fuzz build fuzz
+	@$(MAKE) -s $(JOBS) CC=clang SANITIZE=fuzzer-no-link,address,undefined LIBFUZZER=1 \
+		BUILD=$(BUILD)/fuzz-clang $(FUZZ:%=$(BUILD)/fuzz-clang/fuzz/%)
 
 # goes into nginx by LD_PRELOAD (t/http_parse.t)
 $(BUILD)/t/hold_parse.so: $(BUILD)/obj/t/lib/hold_parse.o
