@@ -49,13 +49,18 @@ static uint32_t item_pages(const struct llm_cpu_attention_item *item)
     return (item->position + item->n_rows - 1) / LLM_PAGE_TOKENS + 1;
 }
 
-/* A thread's fair share of a step of n_splits; what is longer than half of it is worth sharing. */
-static uint64_t half_share(const struct llm_backend *b, uint64_t n_splits)
+/* Whether whole item i of n is worth sharing, in a step of n_splits: what is longer than half of a
+ * thread's fair share; and the last ones, where there is not one for each thread. */
+static bool is_shared(const struct llm_backend *b, const struct llm_cpu_attention_item *item,
+                      uint32_t i, uint32_t n, uint64_t n_splits)
 {
-    return n_splits / (2 * (uint64_t) llm_cpu_threads_count(b->threads));
+    uint32_t n_threads = llm_cpu_threads_count(b->threads);
+
+    return item->n_splits > 1
+           && (item->n_splits > n_splits / (2 * (uint64_t) n_threads) || i >= n - n % n_threads);
 }
 
-/* Fewer than two items a thread are longer than half a share. */
+/* Fewer than two items a thread are longer than half a share; the last ones are few. */
 static uint32_t max_split_items(const struct llm_backend *b)
 {
     uint32_t n_threads = llm_cpu_threads_count(b->threads);
@@ -149,7 +154,7 @@ static void add_splits(struct llm_backend *b, const struct llm_cpu_attention_ite
 void llm_cpu_attention_plan(struct llm_backend *b)
 {
     uint32_t n_whole, left = max_split_items(b);
-    uint64_t limit = half_share(b, list_whole(b, &n_whole));
+    uint64_t n_splits = list_whole(b, &n_whole);
     float *partial = b->partials;
 
     b->n_items = 0;
@@ -157,7 +162,7 @@ void llm_cpu_attention_plan(struct llm_backend *b)
     for (uint32_t i = 0; i < n_whole; i++) {
         struct llm_cpu_attention_item item = b->merges[i];
 
-        if (item.n_splits == 1 || item.n_splits <= limit || item.n_splits > left) {
+        if (!is_shared(b, &item, i, n_whole, n_splits) || item.n_splits > left) {
             b->items[b->n_items++] = item;
             continue;
         }

@@ -158,6 +158,19 @@ static void test_equal(void)
     end();
 }
 
+static void test_odd_one(void)
+{
+    begin(4, 16);
+    for (uint32_t i = 0; i < 9; i++) {
+        add(5000, 1);
+    }
+    llm_cpu_attention_plan(&b);
+    is_int(b.n_merges, 1, "one more than the threads can share out is split");
+    is_int(b.n_items, 8 + n_split(&seqs[b.merges[0].seq - seqs]), "the others are not");
+    ok(covers(), "it is all there");
+    end();
+}
+
 /* Three thousand splits each for two halves of the heads: there is room for one of them. */
 static void test_no_room(void)
 {
@@ -213,6 +226,7 @@ int main(void)
     test_long_alone();
     test_long_among_short();
     test_equal();
+    test_odd_one();
     test_no_room();
     test_one_thread();
     test_any();
