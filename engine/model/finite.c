@@ -7,7 +7,7 @@
 
 /* A float is NaN or infinite when its exponent is all ones; e4m3 has no infinity, and NaN alone has
  * all seven bits set. So a number is not finite when adding the lowest of these bits to them
- * carries into the bit of the sign, and never further: all numbers of a word are added at once. */
+ * carries into the bit of the sign, and never further: the numbers of a word are added at once. */
 struct pattern {
     uint64_t ones, lowest, carry; /* in every number of a word */
 };
@@ -20,33 +20,27 @@ static const struct pattern patterns[] = {
 };
 
 #define E4M3_MAX 448
-#define WORDS 8 /* of a step: fixed, so that the compiler turns it into vectors */
 
-/* Adds the carries of a step's numbers to those seen. */
-static inline void look(const struct pattern *p, const char *at, size_t bytes,
-                        uint64_t carries[WORDS])
-{
-    uint64_t w[WORDS] = {0};
-
-    memcpy(w, at, bytes);
-    for (size_t i = 0; i < WORDS; i++) {
-        carries[i] |= (w[i] & p->ones) + p->lowest;
-    }
-}
+/* What every processor of its kind has a register for, so that a page in its caches is looked at
+ * five times as fast as it is decrypted. */
+typedef uint64_t words __attribute__((vector_size(16)));
 
 bool llm_all_finite(enum llm_dtype dtype, const void *data, size_t bytes)
 {
-    const size_t step = WORDS * sizeof(uint64_t);
     const struct pattern p = patterns[dtype];
     const char *at = data;
-    uint64_t carries[WORDS] = {0}, any = 0;
+    words w, carries = {0};
+    uint64_t any = 0;
 
-    for (; bytes >= step; at += step, bytes -= step) {
-        look(&p, at, step, carries);
+    for (; bytes >= sizeof(w); at += sizeof(w), bytes -= sizeof(w)) {
+        memcpy(&w, at, sizeof(w));
+        carries |= (w & p.ones) + p.lowest;
     }
-    look(&p, at, bytes, carries);
+    w = (words){0};
+    memcpy(&w, at, bytes);
+    carries |= (w & p.ones) + p.lowest;
 
-    for (size_t i = 0; i < WORDS; i++) {
+    for (size_t i = 0; i < sizeof(w) / sizeof(any); i++) {
         any |= carries[i];
     }
     return (any & p.carry) == 0;
