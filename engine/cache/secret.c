@@ -12,6 +12,7 @@
 static int check_file(int fd, const char *path, struct llm_error *err)
 {
     struct stat st;
+    mode_t forbidden;
 
     if (fstat(fd, &st) != 0) {
         return llm_fail(err, LLM_EIO, "%s: %s", path, strerror(errno));
@@ -19,7 +20,9 @@ static int check_file(int fd, const char *path, struct llm_error *err)
     if (!S_ISREG(st.st_mode)) {
         return llm_fail(err, LLM_EINVAL, "%s: is not a regular file", path);
     }
-    if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+    /* root may let a group read it, or one user by an ACL, as systemd does with credentials */
+    forbidden = st.st_uid == geteuid() ? S_IRWXG | S_IRWXO : S_IWGRP | S_IXGRP | S_IRWXO;
+    if ((st.st_mode & forbidden) != 0) {
         return llm_fail(err, LLM_EINVAL,
                         "%s: others than its owner may read or write it (mode %03o): chmod 600",
                         path, (unsigned) st.st_mode & 0777);

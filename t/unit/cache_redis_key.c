@@ -86,6 +86,16 @@ static void test_secret_file(void)
         ok(strstr(err.text, "chmod 600") != NULL, "what to do is said");
     }
 
+    if (geteuid() == 0) { /* of somebody else, who may let a group read it */
+        path = write_secret("i", 32, 0440);
+        need(chown(path, 1, 1) == 0, "chown");
+        is_int(llm_secret_read(path, other, &err), LLM_OK, "another's, with mode 440");
+        need(chmod(path, 0444) == 0, "chmod");
+        is_int(llm_secret_read(path, other, &err), LLM_EINVAL, "not with 444");
+        need(chmod(path, 0460) == 0, "chmod");
+        is_int(llm_secret_read(path, other, &err), LLM_EINVAL, "nor 460");
+    }
+
     is_int(llm_secret_read(scratch_path("none"), other, &err), LLM_EIO, "no file");
     need(mkdir(scratch_path("dir"), 0700) == 0 && mkfifo(scratch_path("fifo"), 0600) == 0,
          "mkdir, mkfifo");
