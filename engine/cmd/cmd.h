@@ -8,5 +8,6 @@ enum llm_exit { LLM_EXIT_OK = 0, LLM_EXIT_ERROR = 1, LLM_EXIT_USAGE = 2, LLM_EXI
 int llm_cmd_serve(int argc, char **argv);
 int llm_cmd_tokenize(int argc, char **argv);
 int llm_cmd_bench(int argc, char **argv);
+int llm_cmd_cache_purge(int argc, char **argv);
 
 #endif

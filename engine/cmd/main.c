@@ -8,6 +8,7 @@ static const struct {
 } commands[] = {
     {"tokenize", llm_cmd_tokenize},
     {"bench", llm_cmd_bench},
+    {"cache-purge", llm_cmd_cache_purge},
 };
 
 int main(int argc, char **argv)

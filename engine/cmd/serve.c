@@ -12,6 +12,7 @@ static void print_help(void)
     puts("usage: llm-engine --model DIR --listen unix:PATH [OPTION]…\n"
          "       llm-engine tokenize --tokenizer FILE\n"
          "       llm-engine bench --model DIR [OPTION]…\n"
+         "       llm-engine cache-purge --tenant NAME [OPTION]…\n"
          "\n"
          "Serves a model to nginx workers. Options:\n");
     llm_settings_print_help();

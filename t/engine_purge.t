@@ -1,0 +1,156 @@
+#!/usr/bin/perl
+
+# llm-engine cache-purge: what it does to Redis and to engines, what it says, what it does when
+# something of it cannot be done.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use LLM::Test;
+
+my $t = LLM::Test->new;
+my $redis = $t->redis;
+my $secret = $t->secret;
+my $log = $t->dir . '/purge.log';
+
+# Its exit status and what it prints, errors included.
+sub purge {
+    my ($tenant, @args) = @_;
+
+    unlink $log;
+    my $p = LLM::Process->start([ "$t->{build}/llm-engine", 'cache-purge', '--tenant', $tenant,
+        '--timeout', 2, @args ], log => $log, env => { $t->_sanitizer_env(1) });
+    my $status = $p->wait(30);
+    return (defined $status ? $status >> 8 : 'none', slurp($log));
+}
+
+sub purged {
+    my ($what, $status, $like, $tenant, @args) = @_;
+    my ($got, $said) = purge($tenant, @args);
+
+    is($got, $status, $what);
+    like($said, $like, "$what: says so");
+    return $said;
+}
+
+my @redis = ('--redis', $redis->url, '--secret-file', $secret);
+
+# --- Redis alone ---
+
+# The epoch's name says what the tag is.
+purged('a tenant without anything', 0, qr/^Redis: 0 pages deleted, 0 are left$/m, 'anna', @redis);
+my ($tag) = map { /^llm1:\{(\w{32})\}:epoch$/ ? $1 : () } $redis->names('llm1:*');
+ok($tag, 'it has an epoch then');
+my $epoch = $redis->command('GET', "llm1:{$tag}:epoch");
+cmp_ok($epoch, '>', 1 << 30, 'that nobody could guess');
+
+purged('another one', 0, qr/0 are left/, 'bert', @redis);
+my ($other) = map { /^llm1:\{(\w{32})\}:epoch$/ && $1 ne $tag ? $1 : () } $redis->names('llm1:*');
+
+$redis->command('SET', sprintf('llm1:{%s}:%064x', $tag, $_), 'x' x 100) for 1 .. 3000;
+$redis->command('SET', sprintf('llm1:{%s}:%064x', $other, $_), 'x') for 1 .. 50;
+$redis->command('SET', "llm1:{$tag}:bytes:7", 300000);
+$redis->command('SET', "other:$_", 'x') for 1 .. 10;
+purged('its pages', 0, qr/^Redis: 3000 pages deleted, 0 are left$/m, 'anna', @redis);
+is(scalar($redis->pages("{$tag}")), 0, 'are gone');
+is(scalar(() = $redis->pages("{$other}")), 50, 'nobody else\'s');
+is($redis->command('GET', "llm1:{$tag}:epoch"), $epoch + 1, 'the epoch has risen by one');
+is($redis->command('GET', "llm1:{$tag}:bytes:7"), 300000, 'what it has written stays counted');
+is(scalar(() = $redis->names('other:*')), 10, 'nor what is not the engines\'');
+purged('over TCP', 0, qr/^Redis: 50 pages deleted, 0 are left$/m, 'bert', '--redis',
+    $redis->tcp_url, '--secret-file', $secret);
+
+# --- an engine ---
+
+my $engine = $t->engine(args => [ '--max-context', '1024', '--latent-memory', '64m' ]);
+my $nginx = $t->nginx(server => 'location /t/v1/ { llm_pass unix:%%SOCK%%;'
+    . ' llm_tenant $http_x_tenant; } location /p/v1/ { llm_pass unix:%%SOCK%%;'
+    . ' llm_tenant $http_x_tenant; llm_cache_scope public; }');
+
+sub cached {
+    my ($tenant, $scope) = @_;
+    my $r = $nginx->post('/' . ($scope // 't') . '/v1/completions',
+        { prompt => [ 400 .. 599 ], max_tokens => 2, temperature => 0 },
+        headers => { 'X-Tenant' => $tenant }, timeout => 30);
+
+    return $r->usage->{prompt_tokens_details}{cached_tokens};
+}
+
+my @engine = ('--engine', 'unix:' . $engine->socket);
+cached($_) for qw(anna bert);
+is(cached('anna'), 192, 'a prefix is found');
+my $at = quotemeta $engine->socket;
+purged('a tenant of the engine', 0,
+    qr/^unix:$at: 3 pages in memory are not found any more$/m, 'anna', @engine);
+is(cached('anna'), 0, 'and not found any more');
+is(cached('anna'), 192, 'until it is computed again');
+is(cached('bert'), 192, 'another tenant\'s is still there');
+cached('cleo', 'p');
+purged('the public scope', 0, qr/: 3 pages/, '*public*', @engine);
+is(cached('cleo', 'p'), 0, 'not found any more');
+
+my @clients = map { my $c = $nginx->client(timeout => 60);
+    $c->request('POST', '/t/v1/completions', headers => { 'X-Tenant' => 'dora' }, json =>
+        { prompt => [ 700 .. 899 ], max_tokens => 600, temperature => 0, ignore_eos => \1, stream => \1 }); $c }
+    1 .. 2;
+my @streams = map { $_->response } @clients;
+$_->event for @streams;
+purged('while requests use the pages', 0, qr/: [1-9]\d* pages/, 'dora', @engine);
+my @texts = map { $_->text } @streams;
+is($texts[0], $texts[1], 'those go on, to the same text');
+
+my $conf = $t->file('engine.conf', "model models/demo\nlisten unix:" . $engine->socket
+    . "\nsecret-file $secret\nredis " . $redis->url . "\n");
+purged('all of it by an engine\'s configuration', 0,
+    qr/^Redis: nothing.*^unix:$at: 3 pages.*^Redis: 0 pages deleted, 0 are left$/ms, 'anna',
+    '--config', $conf);
+
+# --- what goes wrong ---
+
+purged('an engine that is not there', 1, qr/no engine is there/, 'anna', '--engine',
+    "unix:$secret.sock");
+my $said = purged('of two engines one is not there', 1, qr/no engine is there/, 'anna', '--engine',
+    "unix:$secret.sock,unix:" . $engine->socket);
+like($said, qr/^unix:$at: 0 pages/m, 'the other is told all the same');
+$engine->signal('STOP');
+purged('an engine that stands still', 1, qr/does not answer in 2000 ms/, 'anna', @engine);
+$engine->signal('CONT');
+ok($nginx->get('/t/v1/models', headers => { 'X-Tenant' => 'x' })->status == 200, 'it goes on');
+
+purged('no such name', 2, qr/--tenant wants a name of 1 to 255/, 'x' x 256, @redis);
+purged('nothing to purge', 2, qr/there is nothing to purge/, 'anna');
+purged('no secret', 2, qr/wants the engines' --secret-file/, 'anna', '--redis', $redis->url);
+purged('no such address', 1, qr/--engine wants unix:PATH/, 'anna', '--engine', 'localhost');
+purged('TLS', 1, qr/stunnel/, 'anna', '--redis', 'rediss://localhost', '--secret-file', $secret);
+purged('a wrong password', 1, qr/Redis refuses AUTH: WRONGPASS/, 'anna', '--redis',
+    $redis->url =~ s/change-me/wrong/r, '--secret-file', $secret);
+my $open = $t->file('open', 'x' x 32);
+chmod 0644, $open;
+purged('a secret that others can read', 1, qr/chmod 600/, 'anna', '--redis', $redis->url,
+    '--secret-file', $open);
+
+my $relay = $t->relay($redis);
+my @relay = ('--redis', $relay->url, '--secret-file', $secret);
+my %bad = (
+    'silent' => qr/does not answer in 2000 ms/,
+    'refuse' => qr/hangs up|Connection reset|Broken pipe/,
+    'cut=7' => qr/hangs up|Connection reset/,
+    'rate=1' => qr/does not answer in 2000 ms/,
+    'error=LOADING_the_dataset' => qr/Redis refuses AUTH: LOADING the dataset/,
+    'twice' => qr/no Redis/,
+    'before=' . unpack('H*', "\$1099511627776\r\n") => qr/no Redis/,
+    'before=' . unpack('H*', "*1000000000\r\n") => qr/no Redis/,
+    'before=' . unpack('H*', ">1\r\n") => qr/no Redis/,
+);
+for my $how (sort keys %bad) {
+    $relay->set($how);
+    purged("a Redis that is bad: $how", 1, $bad{$how}, 'anna', @relay);
+}
+$relay->set('');
+purged('a good one', 0, qr/0 are left/, 'anna', @relay);
+$redis->stop;
+purged('one that is down', 1, qr/cannot connect to Redis/, 'anna', @redis, @engine);
+like(slurp($log), qr/^unix:$at: 0 pages/m, 'the engine is told all the same');
+
+$t->finish;
