@@ -429,6 +429,41 @@ enum llm_ipc_counter {
     LLM_IPC_COUNT_CACHED_BYTES = 8,  /* by tier */
     LLM_IPC_COUNT_MISS_TOKENS = 12,  /* in full pages of prompts, that had to be computed */
     LLM_IPC_TENANT_COUNTS = 16,      /* the first ones, which a tenant has too */
+
+    /* of the Redis tier: pages, where nothing else is said */
+    LLM_IPC_COUNT_REDIS_LOADS = 16,   /* look-ups */
+    LLM_IPC_COUNT_REDIS_HITS = 17,
+    LLM_IPC_COUNT_REDIS_SAVED = 18,
+    LLM_IPC_COUNT_REDIS_THERE = 19,   /* not saved, as they were there already */
+    LLM_IPC_COUNT_REDIS_OVER_QUOTA = 20,
+    LLM_IPC_COUNT_REDIS_UNSAVED = 21, /* for any other reason */
+    LLM_IPC_COUNT_REDIS_BYTES_IN = 22,
+    LLM_IPC_COUNT_REDIS_BYTES_OUT = 23,
+    LLM_IPC_COUNT_REDIS_CONNECTS = 24,
+    LLM_IPC_COUNT_REDIS_DROPS = 25,   /* of connections */
+    LLM_IPC_COUNT_REDIS_BREAKER = 26, /* now: enum llm_ipc_breaker */
+    LLM_IPC_COUNT_REDIS_FIRST_NS = 27,    /* of late: time to the first page of a look-up, */
+    LLM_IPC_COUNT_REDIS_BYTES_PER_S = 28, /* and speed after it; 0: not known yet */
+    LLM_IPC_COUNT_REDIS_MISSES = 32,  /* by reason: enum llm_ipc_redis_miss */
+};
+
+enum llm_ipc_breaker {
+    LLM_IPC_BREAKER_NONE = 0, /* there is no Redis tier */
+    LLM_IPC_BREAKER_CLOSED = 1,
+    LLM_IPC_BREAKER_OPEN = 2, /* Redis is left alone for a while */
+    LLM_IPC_BREAKER_HALF_OPEN = 3,
+};
+
+enum llm_ipc_redis_miss {
+    LLM_IPC_REDIS_ABSENT = 0,
+    LLM_IPC_REDIS_LATE = 1,     /* not there in time */
+    LLM_IPC_REDIS_DOWN = 2,     /* no connection, or the breaker is open */
+    LLM_IPC_REDIS_REFUSED = 3,  /* an error reply */
+    LLM_IPC_REDIS_PROTOCOL = 4, /* no reply to what was asked */
+    LLM_IPC_REDIS_CORRUPT = 5,  /* not authentic, or not of this page */
+    LLM_IPC_REDIS_STALE = 6,    /* the tenant was purged meanwhile */
+    LLM_IPC_REDIS_UNWANTED = 7, /* cancelled */
+    LLM_IPC_REDIS_MISSES = 16,  /* places for reasons */
 };
 
 /* An entry of the table of tenants. The first one is no tenant's: it counts for all that have no
@@ -639,6 +674,9 @@ LLM_IPC_AT(llm_ipc_tenant, reserved, 4);
 LLM_IPC_AT(llm_ipc_tenant, tenant, 8);
 LLM_IPC_AT(llm_ipc_tenant, counters, 40);
 LLM_IPC_IS(llm_ipc_tenant, 168);
+_Static_assert(LLM_IPC_COUNT_REDIS_MISSES + LLM_IPC_REDIS_MISSES <=
+                   sizeof(((struct llm_ipc_state *) 0)->counters) / sizeof(uint64_t),
+               "counters");
 _Static_assert(LLM_IPC_TENANTS_OFFSET >= sizeof(struct llm_ipc_state) &&
                    LLM_IPC_TENANTS_OFFSET + LLM_IPC_TENANTS * sizeof(struct llm_ipc_tenant) <=
                        LLM_IPC_STATE_SIZE,

@@ -4,6 +4,7 @@
 #include "engine/serve/purge.h"
 
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,6 +110,9 @@ static void attend(struct llm_model_thread *m, struct llm_call *call)
 
 static void attend_purge(struct llm_model_thread *m, struct llm_purge *p)
 {
+    if (m->redis != NULL) {
+        llm_redis_forget_tenant(m->redis, p->owner);
+    }
     p->n_pages = llm_sched_purge(m->sched, p->owner);
     p->message.kind = LLM_MESSAGE_PURGED;
     llm_mailbox_post(m->control, &p->message);
@@ -190,6 +194,9 @@ static int turns(struct llm_model_thread *m)
         }
 
         llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
+        if (m->redis != NULL) {
+            llm_tally_tell_redis(m->state->shared, m->redis);
+        }
         if (rc == LLM_EAGAIN) {
             llm_mailbox_wait(&m->inbox, IDLE_BEAT_MS);
         } else if (rc == LLM_ENOMEM) {
@@ -208,6 +215,24 @@ static void on_progress(void *ctx, uint64_t done, uint64_t total)
 
     llm_state_beat(m->state);
     llm_progress_show(&m->progress, done, total);
+}
+
+static int open_redis(struct llm_model_thread *m)
+{
+    const struct llm_settings *settings = m->settings;
+    struct llm_redis_options options = {
+        .url = settings->redis,
+        .ttl = settings->redis_ttl,
+        .tenant_bytes = settings->redis_quota,
+        .deadline_ms = settings->redis_deadline_ms,
+        .layout = &m->served.ops->info(m->served.backend)->layout,
+    };
+    int rc;
+
+    memcpy(options.master, m->served.secret, sizeof(options.master));
+    rc = llm_redis_open(&options, &m->redis, &m->error);
+    OPENSSL_cleanse(options.master, sizeof(options.master));
+    return rc;
 }
 
 static int load(struct llm_model_thread *m)
@@ -230,6 +255,9 @@ static int load(struct llm_model_thread *m)
     llm_progress_begin(&m->progress, "loading the model");
     rc = llm_served_load(&m->served, m->settings, &watch, &m->error);
     llm_progress_end(&m->progress);
+    if (rc == LLM_OK && m->settings->redis != NULL) {
+        rc = open_redis(m);
+    }
     if (rc == LLM_OK) {
         rc = llm_sched_new(m->served.ops, m->served.backend,
                            &(struct llm_sched_options){
@@ -305,13 +333,16 @@ uint32_t llm_model_thread_guess_cached(const struct llm_model_thread *m,
     return n < prompt->n ? n : prompt->n - 1; /* the last token is always run */
 }
 
-/* The scheduler outlives its thread, as others look into its cache. */
+/* The scheduler outlives its thread, as others look into its cache; and Redis the scheduler, whose
+ * copies use its buffers. */
 void llm_model_thread_bury(struct llm_model_thread *m)
 {
     if (!m->buried) {
         pthread_join(m->thread, NULL);
         llm_sched_free(m->sched);
+        llm_redis_close(m->redis);
         m->sched = NULL;
+        m->redis = NULL;
         m->buried = true;
     }
 }

@@ -26,6 +26,7 @@ struct llm_model_thread {
     struct llm_error error; /* LLM_MESSAGE_LOADED and _BROKEN: what failed; code LLM_OK: nothing */
     struct llm_served served;
 
+    struct llm_redis *redis; /* NULL: there is no such tier */
     struct llm_sched *sched; /* others may ask its cache for an estimate */
 
     /* its own */

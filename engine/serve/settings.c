@@ -3,10 +3,12 @@
 #include "engine/backend/device.h"
 #include "engine/base/log.h"
 #include "engine/base/option.h"
+#include "engine/cache/redis_url.h"
 #include "engine/serve/listener.h"
 #include "engine/serve/served.h"
 #include "engine/serve/state.h"
 
+#include <openssl/crypto.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -107,6 +109,15 @@ void llm_settings_free(struct llm_settings *s)
     llm_options_free(table, COUNT_OF(table), s);
 }
 
+static int check_url(const char *text, struct llm_error *err)
+{
+    struct llm_redis_url url;
+    int rc = llm_redis_url_parse(text, &url, err);
+
+    OPENSSL_cleanse(&url, sizeof(url));
+    return rc == LLM_OK ? LLM_OK : llm_error_prefix(err, "--redis");
+}
+
 /* What can be said of the values without the checkpoint. */
 static int check(const struct llm_settings *s, struct llm_error *err)
 {
@@ -122,7 +133,10 @@ static int check(const struct llm_settings *s, struct llm_error *err)
         return llm_fail(err, LLM_EINVAL, "--redis wants a --secret-file, the same for all engines "
                         "that share it: head -c 32 /dev/urandom >FILE, mode 0400");
     }
-    if (s->device != NULL) {
+    if (s->redis != NULL) {
+        rc = check_url(s->redis, err);
+    }
+    if (rc == LLM_OK && s->device != NULL) {
         rc = llm_device_check(s->device, err);
     }
     if (rc == LLM_OK && s->listen != NULL) {

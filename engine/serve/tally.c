@@ -13,6 +13,10 @@
 _Static_assert((int) LLM_TIER_MEMORY == LLM_IPC_TIER_MEMORY &&
                    (int) LLM_TIER_HOST == LLM_IPC_TIER_HOST && (int) LLM_N_TIERS <= LLM_IPC_TIERS,
                "tiers");
+_Static_assert((int) LLM_REDIS_ABSENT == LLM_IPC_REDIS_ABSENT &&
+                   (int) LLM_REDIS_UNWANTED == LLM_IPC_REDIS_UNWANTED &&
+                   (int) LLM_REDIS_N_MISSES <= LLM_IPC_REDIS_MISSES,
+               "reasons of misses");
 
 /* Who has an entry. */
 struct llm_tally_tenant {
@@ -267,6 +271,20 @@ void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t
     }
     store(entry_at(t, 0)->counters, t->others, N);
     store(t->state->counters, counts, N);
+}
+
+void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis)
+{
+    const struct llm_redis_counts c = llm_redis_counts(redis);
+    const struct llm_redis_rates rates = llm_redis_rates(redis);
+    const uint64_t words[] = {
+        c.loads, c.hits, c.saved, c.already_there, c.over_quota, c.unsaved, c.bytes_in,
+        c.bytes_out, c.connects, c.drops, (uint64_t) c.breaker + 1, rates.first_ns,
+        rates.bytes_per_s,
+    };
+
+    store(&state->counters[LLM_IPC_COUNT_REDIS_LOADS], words, sizeof(words) / sizeof(words[0]));
+    store(&state->counters[LLM_IPC_COUNT_REDIS_MISSES], c.misses, LLM_REDIS_N_MISSES);
 }
 
 void llm_tally_free(struct llm_tally *t)

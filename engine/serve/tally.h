@@ -10,6 +10,7 @@
 #define LLM_SERVE_TALLY_H
 
 #include "engine/cache/cache.h"
+#include "engine/cache/redis.h"
 #include "engine/ipc/abi.h"
 
 struct llm_tally_tenant;
@@ -27,6 +28,9 @@ struct llm_tally { /* zero-initialised but for `state` */
 
 /* Tells what has changed. idle: there is nothing else to do. */
 void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t now_ns, bool idle);
+
+/* The same of the Redis tier, which counts by itself: a few words, stored whatever has changed. */
+void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis);
 
 void llm_tally_free(struct llm_tally *t);
 

@@ -78,6 +78,13 @@ static void test_redis(void)
     is_int(READ(&s, &err, (char *) "--secret-file=/etc/secret"), LLM_OK, "a secret without Redis");
     llm_settings_free(&s);
     refused("--redis", "redis://localhost", "wants a --secret-file");
+    is_int(READ(&s, &err, (char *) "--redis=rediss://host", (char *) "--secret-file=/etc/secret"),
+           LLM_EUNSUPPORTED, "Redis over TLS");
+    ok(strstr(err.text, "--redis: ") != NULL && strstr(err.text, "stunnel") != NULL,
+       "says what to do");
+    is_int(READ(&s, &err, (char *) "--redis=host:password", (char *) "--secret-file=/etc/secret"),
+           LLM_EINVAL, "no URL");
+    ok(strstr(err.text, "password") == NULL, "is not repeated");
     refused("--redis-ttl", "0", "from 1 to");
     refused("--redis-deadline-ms", "0", "from 1 to 60000");
     refused("--redis-quota", "many", "a size such as");

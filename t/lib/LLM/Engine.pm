@@ -5,6 +5,8 @@ package LLM::Engine;
 #   $e->socket                     its path
 #   $e->state                      hash: ready, draining, failed, running, queued, free_pages,
 #                                  total_pages, beats, …: read from the engine's state memory
+#   $e->redis                      hash: loads, hits, saved, …, absent, late, …, breaker: what the
+#                                  same memory says of the Redis tier
 #   $e->idle($seconds)             waits until nothing runs, nothing is queued, all pages are free
 #   $e->stop, $e->kill, $e->pid, $e->start (again, with the same socket)
 #
@@ -109,6 +111,19 @@ sub state {
         total_pages => $total, prefill_rate => $prefill, decode_rate => $decode,
         max_context => $max_context, vocab_size => $vocab_size, n_names => $n_names,
     };
+}
+
+# struct llm_ipc_state.counters, by enum llm_ipc_counter and enum llm_ipc_redis_miss
+my @redis = qw(loads hits saved there over_quota unsaved bytes_in bytes_out connects drops breaker
+    first_ns bytes_per_s);
+my @misses = qw(absent late down refused protocol corrupt stale unwanted);
+
+sub redis {
+    my ($self) = @_;
+    my @c = unpack('x2192 Q48', slurp($self->_state_file));
+
+    return { (map { $redis[$_] => $c[16 + $_] } 0 .. $#redis),
+        (map { $misses[$_] => $c[32 + $_] } 0 .. $#misses) };
 }
 
 sub idle {
