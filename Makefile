@@ -10,8 +10,12 @@
 #   make module NGINX_SRC=DIR   the module against an nginx source tree
 #   make install PREFIX= DESTDIR=
 #   make SANITIZE=address,undefined …   in a build directory of its own
-#   make check-gpu, make bench-gpu      the CUDA kernels, on a machine with a GPU; make CUDA=1
-#                                       builds their programs along with the rest
+#   make CUDA=auto|1|0  the CUDA backend along with the rest: always, never, or (auto, the default)
+#                       where there is a GPU beside its compiler, which takes minutes. CUDA_ARCHS
+#                       are the GPUs it is for, "80 86 89 90a" for a release
+#   make check-gpu, make bench-gpu      backend and kernels, on a machine with a GPU
+#   make bundle         $(BUILD)/bundle: the engine with that backend and the demo model, for a
+#                       machine that has a driver and no packages of ours
 #
 # Every room of the engine is one static archive, and a link names just the rooms that its arrows
 # allow (doc/design.md, section 2): a forbidden call does not link.
@@ -36,6 +40,7 @@ ALL_LDFLAGS = -pthread $(SANITIZE_FLAGS) $(LDFLAGS)
 ROOMS = base ipc text model cache backend sched serve
 SRCS_kernels = $(wildcard kernels/cpu/*.c)
 $(foreach r,$(ROOMS),$(eval SRCS_$(r) = $$(wildcard engine/$(r)/*.c)))
+SRCS_backend := $(filter-out engine/backend/cuda%,$(SRCS_backend))
 
 # what a room may link: its arrows
 NEEDS_base =
@@ -231,28 +236,58 @@ $(BUILD)/obj/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
-# t/gpu/*.c are tests, t/bench/gpu/*.c print figures
+# t/gpu/*.c are tests, some against the CPU's kernels; t/bench/gpu/*.c print figures
 GPU_TESTS = $(patsubst t/gpu/%.c,$(BUILD)/t/gpu/%,$(wildcard t/gpu/*.c))
 GPU_BENCHES = $(patsubst t/bench/gpu/%.c,$(BUILD)/bench/gpu/%,$(wildcard t/bench/gpu/*.c))
 $(BUILD)/obj/t/gpu/%.o $(BUILD)/obj/t/bench/gpu/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
-$(GPU_TESTS) $(GPU_BENCHES): $(BUILD)/%: $(BUILD)/libkernels_cuda.a
+$(GPU_TESTS) $(GPU_BENCHES): $(BUILD)/%: $(BUILD)/libkernels_cuda.a $(BUILD)/libkernels.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_LDFLAGS) $(filter %.o,$^) $(filter %.a,$^) -o $@ $(CUDA_LIBS)
 $(GPU_TESTS): $(BUILD)/t/gpu/%: $(BUILD)/obj/t/gpu/%.o
 $(GPU_BENCHES): $(BUILD)/bench/gpu/%: $(BUILD)/obj/t/bench/gpu/%.o
 
+# the backend, which the engine opens; everything but the driver is in it
+CUDA_OBJECTS = $(call objects,$(wildcard engine/backend/cuda*.c))
+$(CUDA_OBJECTS): CFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/llm_backend_cuda.so: $(CUDA_OBJECTS) $(BUILD)/libkernels_cuda.a $(call room_archives,backend)
+	$(CC) $(ALL_LDFLAGS) -shared -static-libgcc -Wl,--exclude-libs,ALL $^ -o $@ $(subst -lstdc++,-l:libstdc++.a,$(CUDA_LIBS))
+
+# unit tests of backends that run on any
+BACKEND_TESTS = $(patsubst %,$(BUILD)/t/backend_%,cpu numerics)
+
 .PHONY: gpu check-gpu bench-gpu
-gpu: $(GPU_TESTS) $(GPU_BENCHES)
-check-gpu: $(GPU_TESTS)
-	prove --timer --failures $^
-	set -e; for tool in memcheck racecheck initcheck; do for test in $^; do \
+gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(GPU_BENCHES)
+check-gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
+	prove --timer --failures $(GPU_TESTS)
+	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda prove --timer --failures $(BACKEND_TESTS)
+	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda t/run $(BUILD) t/golden.t
+	set -e; for tool in memcheck racecheck initcheck; do for test in $(GPU_TESTS); do \
 		echo "$$tool $$test"; compute-sanitizer --tool $$tool --error-exitcode 1 $$test 4 >$$test.log || \
 			{ cat $$test.log; exit 1; }; done; done
 bench-gpu: $(GPU_BENCHES)
 	set -e; for bench in $^; do $$bench; done
-ifeq ($(CUDA),1)
-all: gpu
+
+CUDA = auto
+ifeq ($(CUDA),auto)
+WITH_CUDA = $(if $(wildcard $(NVCC)),$(wildcard /dev/nvidiactl))
+else
+WITH_CUDA = $(filter 1,$(CUDA))
 endif
+all: $(if $(WITH_CUDA),gpu)
+
+# what a distribution without our packages lacks is linked in
+BUNDLE = $(BUILD)/bundle
+static_libs = $(patsubst -l%,-l:lib%.a,$(filter-out -lm,$(1))) -lm
+.PHONY: bundle
+bundle: $(BUNDLE)/llm-engine $(BUNDLE)/llm-golden $(BUILD)/llm_backend_cuda.so
+	cp $(BUILD)/llm_backend_cuda.so $(BUNDLE)
+	rm -rf $(BUNDLE)/demo && cp -r models/demo $(BUNDLE)/demo
+$(BUNDLE)/llm-engine: $(call objects,$(SRCS_cmd)) $(call room_archives,serve)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) $^ -o $@ $(call static_libs,$(call room_libs,serve))
+$(BUNDLE)/llm-golden: $(BUILD)/obj/t/golden.o $(call room_archives,backend)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) $^ -o $@ $(call static_libs,$(call room_libs,backend))
 
 # --- demo ---
 

@@ -10,6 +10,7 @@ use warnings;
 use Test::More;
 
 my $build = $ENV{LLM_BUILD} // 'build';
+my $device = $ENV{LLM_DEVICE} // 'cpu';
 my @tiny = glob("$build/golden/tiny-*");
 my @folders = (@tiny, $ENV{LLM_SANITIZE} ? () : 'models/demo');
 
@@ -19,7 +20,7 @@ for my $run ([qw(exact)], [qw(default --chunk 0)],
              [qw(default --chunk 0 --latent-dtype fp8)]) {
     my $mode = "@$run";
 
-    open(my $golden, '-|', "$build/llm-golden", '--numerics', @$run, @folders)
+    open(my $golden, '-|', "$build/llm-golden", '--device', $device, '--numerics', @$run, @folders)
         or die "llm-golden: $!";
     my @lines = <$golden>;
     close($golden);
