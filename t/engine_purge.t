@@ -147,6 +147,16 @@ for my $how (sort keys %bad) {
     $relay->set($how);
     purged("a Redis that is bad: $how", 1, $bad{$how}, 'anna', @relay);
 }
+
+# one that would have us delete what is not the tenant's
+$redis->command('SET', 'other', 'x');
+$relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n"
+    . "*2\r\n\$1\r\n0\r\n*1\r\n\$5\r\nother\r\n"));
+purged('other names', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
+is($redis->command('GET', 'other'), 'x', 'are left alone');
+$relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n+OK\r\n"));
+purged('what is no answer to SCAN', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
+
 $relay->set('');
 purged('a good one', 0, qr/0 are left/, 'anna', @relay);
 $redis->stop;

@@ -132,7 +132,7 @@ static void purge_engines(struct purge *p)
 
 /* --- the command --- */
 
-/* Writers must have heard of it when pages are deleted: first the epoch, then engines, then pages. */
+/* First the epoch, then engines, then pages: when these are deleted, writers have heard of it. */
 static int purge(const struct options *o)
 {
     struct purge p = {.options = o, .timeout_ms = o->timeout * 1000};

@@ -1,5 +1,6 @@
-/* What an operator's command asks for (PURGE): nothing that is cached of a tenant is to be found any
- * more. The control thread takes it from the session and answers it, the model thread does it. */
+/* What an operator's command asks for (PURGE): nothing that is cached of a tenant is to be found
+ * any more. The control thread takes it from the session and answers it, the model thread does
+ * it. */
 
 #ifndef LLM_SERVE_PURGE_H
 #define LLM_SERVE_PURGE_H
