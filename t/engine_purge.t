@@ -92,7 +92,8 @@ is(cached('cleo', 'p'), 0, 'not found any more');
 
 my @clients = map { my $c = $nginx->client(timeout => 60);
     $c->request('POST', '/t/v1/completions', headers => { 'X-Tenant' => 'dora' }, json =>
-        { prompt => [ 700 .. 899 ], max_tokens => 600, temperature => 0, ignore_eos => \1, stream => \1 }); $c }
+        { prompt => [ 700 .. 899 ], max_tokens => 600, temperature => 0, ignore_eos => \1,
+            stream => \1 }); $c }
     1 .. 2;
 my @streams = map { $_->response } @clients;
 $_->event for @streams;
