@@ -358,19 +358,21 @@ static struct llm_redis_out *oldest_queued(struct llm_redis_saver *s)
     return oldest;
 }
 
-static void step(struct llm_redis_saver *s, struct llm_redis_out *out, uint64_t now)
+/* As far as it goes without an answer. */
+static void go_on(struct llm_redis_saver *s, struct llm_redis_out *out, uint64_t now)
 {
-    enum llm_redis_out_state before = out->state;
+    enum llm_redis_out_state before;
 
-    if (!advance(s, out)) {
-        give_up(s, out);
-    }
-    if (out->state != before) {
+    do {
+        before = out->state;
+        if (!advance(s, out)) {
+            give_up(s, out);
+        }
         out->limit_ns = now + LIMIT_NS;
-    }
+    } while (out->state != before && out->state != LLM_OUT_IDLE && out->n_out == 0);
 }
 
-static void advance_all(struct llm_redis_saver *s, uint64_t now)
+static void go_on_all(struct llm_redis_saver *s, uint64_t now)
 {
     struct llm_redis_out *queued;
     uint32_t n = 0;
@@ -379,13 +381,24 @@ static void advance_all(struct llm_redis_saver *s, uint64_t now)
         struct llm_redis_out *out = &s->out[i];
 
         if (out->state > LLM_OUT_QUEUED && out->n_out == 0) {
-            step(s, out, now);
+            go_on(s, out, now);
         }
         n += out->state > LLM_OUT_QUEUED;
     }
-    for (; n < WINDOW && (queued = oldest_queued(s)) != NULL; n++) {
-        step(s, queued, now);
+    while (n < WINDOW && (queued = oldest_queued(s)) != NULL) {
+        go_on(s, queued, now);
+        n += queued->state > LLM_OUT_QUEUED;
     }
+}
+
+static bool any_ready(const struct llm_redis_saver *s)
+{
+    for (uint32_t i = 0; i < s->n_buffers; i++) {
+        if (s->out[i].state == LLM_OUT_READY) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static bool any_late(const struct llm_redis_saver *s, uint64_t now)
@@ -421,8 +434,10 @@ void llm_redis_saver_turn(struct llm_redis_saver *s, uint64_t now)
             lost = LLM_REDIS_LATE;
         } else {
             delete_all(s);
-            advance_all(s, now);
-            lost = llm_redis_link_flush(&s->link, now);
+            do {
+                go_on_all(s, now);
+                lost = llm_redis_link_flush(&s->link, now);
+            } while (lost == LLM_LINK_FINE && llm_redis_link_body_gone(&s->link) && any_ready(s));
         }
     }
     if (lost != LLM_LINK_FINE) {

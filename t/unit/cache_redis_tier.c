@@ -35,6 +35,160 @@ static void finds_what_it_saved(struct server *s, struct tier *t)
        (double) rates.first_ns / 1e6, (double) rates.bytes_per_s / 1e6);
 }
 
+#define HEX_8 "????????"
+#define PAGES "llm1:{*}:" HEX_8 HEX_8 HEX_8 HEX_8 HEX_8 HEX_8 HEX_8 HEX_8
+
+/* The names of all pages in Redis, or of what else is asked for. */
+static redisReply *names(struct server *s, const char *pattern)
+{
+    return server_do(s, "KEYS %s", pattern);
+}
+
+static void keeps_what_is_used(struct server *s, struct tier *t)
+{
+    redisReply *all = names(s, PAGES);
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    uint32_t n_renewed = 0;
+
+    for (size_t i = 0; i < all->elements; i++) {
+        server_count(s, "EXPIRE %s 100", all->element[i]->str);
+    }
+    is_int(tier_load(t, 1, 10), 10, "ten pages are used");
+    while (n_renewed < 10 && llm_now_ns() < end) {
+        n_renewed = 0;
+        for (size_t i = 0; i < all->elements; i++) {
+            n_renewed += server_count(s, "TTL %s", all->element[i]->str) > 3000;
+        }
+    }
+    is_int(n_renewed, 10, "they stay for another ttl, the others do not");
+    tier_save_all(t, 1, 100);
+    is_int(server_count(s, "TTL %s", all->element[0]->str) > 3000, 1, "what is saved again does");
+    freeReplyObject(all);
+}
+
+/* The text of the only key of this pattern, in the caller's buffer. */
+static void only_name(struct server *s, const char *pattern, char name[LLM_REDIS_NAME_MAX])
+{
+    redisReply *all = names(s, pattern);
+
+    need(all->elements == 1, "not one key");
+    snprintf(name, LLM_REDIS_NAME_MAX, "%s", all->element[0]->str);
+    freeReplyObject(all);
+}
+
+static void a_purge_hides(struct server *s, struct tier *t)
+{
+    struct tier other = {.layout = t->layout};
+    struct llm_redis_options options = tier_options(&other, s->url);
+    struct llm_redis_counts before = llm_redis_counts(t->redis), c;
+    char epoch[LLM_REDIS_NAME_MAX];
+
+    tier_open(&other, &options);
+    need(tier_up(&other), "no second tier");
+    is_int(tier_load(&other, 1, 100), 100, "a second engine finds what the first one saved");
+
+    only_name(s, "llm1:{*}:epoch", epoch);
+    server_count(s, "INCRBY %s 1", epoch);
+    is_int(tier_load(t, 1, 100), 0, "after a purge nothing is found");
+    c = llm_redis_counts(t->redis);
+    is_int(c.misses[LLM_REDIS_STALE] - before.misses[LLM_REDIS_STALE], 100, "a hundred are stale");
+    is_int(tier_load(t, 1, 100), 0, "nor by the new names");
+    is_int(tier_missed(t, LLM_REDIS_ABSENT) - before.misses[LLM_REDIS_ABSENT], 100, "absent");
+
+    tier_save_all(&other, 1, 1);
+    is_int(llm_redis_counts(other.redis).unsaved, 1, "who knows the old epoch saves nothing");
+    tier_save_all(&other, 1, 5);
+    is_int(llm_redis_counts(other.redis).saved, 5, "and from then on by the new one");
+    is_int(tier_load(t, 1, 100), 5, "that is found");
+
+    freeReplyObject(server_do(s, "DEL %s", epoch));
+    is_int(tier_load(t, 1, 100), 0, "where the epoch is lost nothing is found");
+    tier_save_all(t, 1, 3);
+    is_int(tier_load(t, 1, 100), 3, "only what is saved then");
+    freeReplyObject(server_do(s, "SET %s nonsense", epoch));
+    is_int(tier_load(t, 1, 100), 0, "an epoch that is no number is none");
+    is_int(tier_missed(t, LLM_REDIS_CORRUPT), 100, "corrupt");
+    tier_save_all(&other, 1, 1); /* learns that there is none */
+    tier_save_all(&other, 1, 3);
+    is_int(tier_load(t, 1, 100), 3, "another is made");
+    freeReplyObject(server_do(s, "DEL %s", epoch));
+    freeReplyObject(server_do(s, "LPUSH %s x", epoch));
+    tier_save_all(&other, 1, 1); /* deletes it */
+    tier_save_all(&other, 1, 1); /* learns that there is none */
+    tier_save_all(&other, 1, 3);
+    is_int(tier_load(t, 1, 100), 3, "in the place of a list too");
+
+    ok(!other.wrong && !t->wrong, "nothing wrong came");
+    llm_redis_close(other.redis);
+}
+
+static void forgets_a_tenant(struct tier *t)
+{
+    struct llm_redis_arrival a;
+    uint8_t owner[32];
+    uint64_t load, end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    uint32_t n = 0;
+    bool ended = false;
+
+    tier_save_all(t, 3, 50);
+    load = tier_ask(t, 3, 0, 50);
+    while (tier_missed(t, LLM_REDIS_STALE) == 0 && llm_redis_counts(t->redis).hits == 0) {
+        usleep(100);
+    }
+    usleep(20000); /* pages lie in the ring */
+    tier_owner(3, owner);
+    llm_redis_forget_tenant(t->redis, owner);
+    while (!ended && llm_now_ns() < end) {
+        if (llm_redis_arrived(t->redis, &a)) {
+            ended = a.ended;
+            n += !a.ended;
+        }
+    }
+    ok(load != 0 && ended, "a load of a tenant that was purged ends");
+    is_int(n, 0, "and nothing of it comes any more");
+    is_int(tier_load(t, 3, 50), 50, "what is asked for after that comes");
+}
+
+static void keeps_quotas(struct server *s, struct tier *t)
+{
+    struct tier a = {.layout = t->layout}, b = {.layout = t->layout};
+    struct llm_redis_options options = tier_options(&a, s->url);
+    size_t value_bytes = llm_redis_value_bytes(&t->layout);
+    redisReply *all;
+
+    options.tenant_bytes = 10 * value_bytes;
+    tier_open(&a, &options);
+    tier_open(&b, &options);
+    need(tier_up(&a) && tier_up(&b), "no tiers");
+
+    tier_save_all(&a, 7, 6);
+    is_int(llm_redis_counts(a.redis).saved, 6, "a tenant has room for ten pages: six are saved");
+    tier_save_all(&b, 7, 12);
+    is_int(llm_redis_counts(b.redis).already_there, 6, "another engine does not save them again");
+    is_int(llm_redis_counts(b.redis).saved, 4, "four more are");
+    is_int(llm_redis_counts(b.redis).over_quota, 2, "the rest is over its quota");
+    tier_save_all(&a, 8, 4);
+    is_int(llm_redis_counts(a.redis).saved, 10, "another tenant has its own");
+
+    all = names(s, "llm1:{*}:bytes:*");
+    is_int(all->elements, 2, "the bytes that each has written are in Redis");
+    for (size_t i = 0; i < all->elements; i++) {
+        const char *name = all->element[i]->str;
+        const char *window = strrchr(name, ':') + 1;
+        char before[LLM_REDIS_NAME_MAX];
+
+        ok(server_count(s, "TTL %s", name) > 3600, "for two ttls");
+        snprintf(before, sizeof(before), "%.*s%llu", (int) (window - name), name,
+                 strtoull(window, NULL, 10) - 1);
+        freeReplyObject(server_do(s, "RENAME %s %s", name, before));
+    }
+    freeReplyObject(all);
+    tier_save_all(&a, 7, 11);
+    is_int(llm_redis_counts(a.redis).over_quota, 1, "what was written in the last window counts");
+    llm_redis_close(a.redis);
+    llm_redis_close(b.redis);
+}
+
 int main(void)
 {
     struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 512, 64, 1)};
@@ -47,6 +201,11 @@ int main(void)
     tier_open(&t, &options);
     ok(tier_up(&t), "it connects");
     finds_what_it_saved(&s, &t);
+    keeps_what_is_used(&s, &t);
+    a_purge_hides(&s, &t);
+    forgets_a_tenant(&t);
+    keeps_quotas(&s, &t);
+    ok(!t.wrong, "nothing wrong came");
     llm_redis_close(t.redis);
     server_stop(&s);
     llm_page_layout_free(&t.layout);
