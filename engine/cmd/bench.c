@@ -15,13 +15,13 @@
 
 #define MAX_LIST 16
 #define MAX_RUNS 101
-#define SHORT_PROMPT 16 /* before decoding */
+#define SHORT_PROMPT 16 /* before decoding, if nobody says */
 
 struct options {
     char *model, *device, *threads, *batch, *prompt, *numerics;
     int load_format, latent_dtype;
-    uint32_t tokens, repeat;
-    bool deterministic, json, help;
+    uint32_t tokens, context, repeat;
+    bool sample, deterministic, json, help;
 };
 
 #define AT(field) offsetof(struct options, field)
@@ -54,6 +54,10 @@ static const struct llm_option table[] = {
      .help = "sequences that decode together (default 1,8)"},
     {.name = "tokens", .kind = LLM_OPTION_COUNT, .offset = AT(tokens), .min = 1, .max = 100000,
      .arg = "N", .help = "tokens to decode of each sequence (default 128)"},
+    {.name = "context", .kind = LLM_OPTION_COUNT, .offset = AT(context), .min = 1,
+     .max = 1 << 20, .arg = "N", .help = "tokens before those (default 16)"},
+    {.name = "sample", .kind = LLM_OPTION_SWITCH, .offset = AT(sample),
+     .help = "draw them at temperature 1 (default: the most likely ones)"},
     {.name = "repeat", .kind = LLM_OPTION_COUNT, .offset = AT(repeat), .min = 1, .max = MAX_RUNS,
      .arg = "N", .help = "runs of each; the median counts (default 5)"},
     {.name = "json", .kind = LLM_OPTION_SWITCH, .offset = AT(json), .help = "print JSON"},
@@ -143,9 +147,10 @@ static int run(struct bench *b, uint32_t batch, uint32_t n_prompt, uint32_t toke
                struct llm_error *err)
 {
     struct llm_sequence *sequences = calloc(batch, sizeof(*sequences));
-    uint32_t *prompt = calloc(n_prompt, sizeof(*prompt));
+    uint32_t *prompts = calloc((size_t) batch * n_prompt, sizeof(*prompts));
     struct llm_request r = {
-        .sampling = {.top_p = 1, .repetition_penalty = 1},
+        .sampling = {
+            .temperature = b->options.sample ? 1 : 0, .top_p = 1, .repetition_penalty = 1},
         .sequences = sequences,
         .n_sequences = batch,
     };
@@ -153,16 +158,19 @@ static int run(struct bench *b, uint32_t batch, uint32_t n_prompt, uint32_t toke
     uint32_t before = 0;
     int rc = LLM_OK;
 
-    if (sequences == NULL || prompt == NULL) {
+    if (sequences == NULL || prompts == NULL) {
         rc = llm_fail(err, LLM_ENOMEM, "out of memory");
         goto done;
     }
-    for (uint32_t i = 0; i < n_prompt; i++) { /* any ids will do, but not all the same */
-        prompt[i] = (i * 2654435761u >> 7) % b->served.n_vocab;
+    for (size_t i = 0; i < (size_t) batch * n_prompt; i++) { /* any ids, but not all the same */
+        prompts[i] = (uint32_t) (i * 0x9e3779b97f4a7c15u >> 33) % b->served.n_vocab;
     }
     for (uint32_t i = 0; i < batch; i++) {
-        sequences[i] = (struct llm_sequence){
-            .prompt = prompt, .n_prompt = n_prompt, .max_tokens = tokens, .choice = i, .nth = i};
+        sequences[i] = (struct llm_sequence){.prompt = prompts + (size_t) i * n_prompt,
+                                             .n_prompt = n_prompt,
+                                             .max_tokens = tokens,
+                                             .choice = i,
+                                             .nth = i};
     }
 
     b->n_first = b->n_tokens = b->n_retired = 0;
@@ -194,7 +202,7 @@ done:
         b->sched = NULL;
     }
     free(sequences);
-    free(prompt);
+    free(prompts);
     return rc;
 }
 
@@ -275,7 +283,7 @@ static int bench_backend(struct bench *b, const char *numerics, uint32_t threads
         rc = measure(b, &f, err);
     }
     f.decode = true;
-    f.prompt = SHORT_PROMPT;
+    f.prompt = b->options.context;
     for (uint32_t i = 0; rc == LLM_OK && i < b->batches.n; i++) {
         f.batch = b->batches.values[i];
         rc = measure(b, &f, err);
@@ -319,6 +327,7 @@ static int read_options(struct bench *b, int argc, char **argv, struct llm_error
 
     o->latent_dtype = -1;
     o->tokens = 128;
+    o->context = SHORT_PROMPT;
     o->repeat = 5;
     rc = llm_options_parse(table, N_OPTIONS, o, argc, argv, err);
     if (rc != LLM_OK || o->help) {
@@ -381,10 +390,10 @@ static int check_lengths(const struct bench *b, struct llm_error *err)
                             b->prompts.values[i], limit);
         }
     }
-    return b->options.tokens + SHORT_PROMPT < limit
+    return b->options.tokens + b->options.context < limit
                ? LLM_OK
-               : llm_fail(err, LLM_EINVAL, "--tokens %u: the model has %u positions",
-                          b->options.tokens, limit);
+               : llm_fail(err, LLM_EINVAL, "--tokens %u after --context %u: the model has %u "
+                          "positions", b->options.tokens, b->options.context, limit);
 }
 
 int llm_cmd_bench(int argc, char **argv)

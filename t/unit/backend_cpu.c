@@ -332,6 +332,7 @@ static void test_pages(void)
                     == LLM_OK;
         }
     }
+    ops->fence_wait(b, fence);
     moved.tokens[LENGTH] = q.tokens[LENGTH];
     moved.n = LENGTH;
     r = run_one(&moved, 1, 0, LLM_ROW_LOGITS);
