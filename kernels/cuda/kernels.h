@@ -2,6 +2,7 @@
  *
  * All pointers below are to memory of the device, all sizes are in elements unless said. What
  * every launch has in common:
+ *  - There is something to do: no number of rows, tokens or sequences is 0.
  *  - It returns 0, or the cudaError_t of the launch; what goes wrong on the device later shows
  *    where the stream is waited for. It allocates nothing and waits for nothing, so that it may
  *    be captured into a graph.
@@ -441,7 +442,10 @@ struct llm_cuda_sampling {
  * ids below n_vocab, descending, lowest id first on ties.
  *
  * masks[mask_of[i] * mask_step]: bit id % 32 of word id / 32 is set where id may be chosen; all may
- * with mask_of NULL or mask_of[i] == LLM_CUDA_NO_MASK. scratch: n * vocab floats. */
+ * with mask_of NULL or mask_of[i] == LLM_CUDA_NO_MASK. scratch: n * vocab floats.
+ *
+ * vocab is at most 2^21, or 2^18 on processors before Hopper, which have no clusters of blocks;
+ * one_block: does without them here, too, for tests. The tokens are the same. */
 struct llm_cuda_sample {
     uint32_t n, vocab;
     const float *logits;
@@ -456,6 +460,7 @@ struct llm_cuda_sample {
     uint32_t *top_ids;
     float *top_logprobs;
     float *scratch;
+    bool one_block;
 };
 
 #define LLM_CUDA_NO_SLOT UINT32_MAX

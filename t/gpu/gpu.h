@@ -94,6 +94,37 @@ __attribute__((unused)) static void *device_poisoned(size_t n)
     return p;
 }
 
+__attribute__((unused)) static float *random_floats(size_t n)
+{
+    float *p = allocate(n * sizeof(*p));
+
+    for (size_t i = 0; i < n; i++) {
+        p[i] = uniform();
+    }
+    return p;
+}
+
+/* The device's, as long as the host wants them. */
+__attribute__((unused)) static void *fetch(const void *from, size_t n_bytes)
+{
+    void *p = allocate(n_bytes);
+
+    CUDA(cudaMemcpy(p, from, n_bytes, cudaMemcpyDeviceToHost));
+    return p;
+}
+
+__attribute__((unused)) static float *fetch_bf16(const void *from, size_t n)
+{
+    uint16_t *h = fetch(from, n * sizeof(*h));
+    float *p = allocate(n * sizeof(*p));
+
+    for (size_t i = 0; i < n; i++) {
+        p[i] = f32_of_bf16(h[i]);
+    }
+    free(h);
+    return p;
+}
+
 /* ‖got − want‖ / ‖want‖; NaN where one is. */
 __attribute__((unused)) static double distance(const float *got, const double *want, size_t n)
 {
