@@ -12,7 +12,8 @@
 /* Bytes of a value for pages of this layout. */
 size_t llm_redis_value_bytes(const struct llm_page_layout *layout);
 
-/* out[llm_redis_value_bytes]. name: the key it is to be stored under. The nonce is random. */
+/* out[llm_redis_value_bytes]. name: the key it is to be stored under. The nonce is random.
+ * LLM_EINTERNAL when OpenSSL fails. */
 int llm_redis_value_seal(const struct llm_redis_tenant_keys *t, const char *name,
                          const struct llm_page_layout *layout,
                          const uint32_t ids[LLM_PAGE_TOKENS], const void *page, uint8_t *out);
@@ -21,7 +22,7 @@ enum llm_redis_value_fault {
     LLM_VALUE_GOOD,
     LLM_VALUE_SIZE,    /* not of the size that the layout implies */
     LLM_VALUE_HEADER,  /* another magic, version or layout */
-    LLM_VALUE_SEAL,    /* not authentic, or of another name */
+    LLM_VALUE_SEAL,    /* not authentic, or of another name; or OpenSSL failed */
     LLM_VALUE_IDS,     /* of other tokens */
     LLM_VALUE_NUMBERS, /* a latent that is not finite */
 };
