@@ -150,11 +150,12 @@ for my $how (sort keys %bad) {
 }
 
 # one that would have us delete what is not the tenant's
-$redis->command('SET', 'other', 'x');
+my $name = 'llm1:' . 'o' x 99; # as long as one of a page
+$redis->command('SET', $name, 'x');
 $relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n"
-    . "*2\r\n\$1\r\n0\r\n*1\r\n\$5\r\nother\r\n"));
+    . "*2\r\n\$1\r\n0\r\n*1\r\n\$104\r\n$name\r\n"));
 purged('other names', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
-is($redis->command('GET', 'other'), 'x', 'are left alone');
+is($redis->command('GET', $name), 'x', 'are left alone');
 $relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n+OK\r\n"));
 purged('what is no answer to SCAN', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
 

@@ -8,6 +8,7 @@ package LLM::Redis;
 #   $t->engine(args => [ '--redis', $redis->url, … ])
 #   $redis->tcp_url                # the same over TCP
 #   $redis->command('GET', $key)   # as an administrator; an error reply is an LLM::Redis::Error
+#   $redis->send(…), $redis->receive   # the two halves of a command
 #   $redis->names('llm1:*')        # of all keys, by SCAN; $redis->pages of those that are pages
 #   $redis->stop, $redis->kill, $redis->start, $redis->signal('STOP')
 #
@@ -75,7 +76,8 @@ sub _connect {
     my $socket = IO::Socket::UNIX->new(Peer => $self->{socket}) // die "$self->{socket}: $!\n";
 
     $self->{connection} = $socket;
-    return $self->_ask('AUTH', 'test', 'any');
+    $self->_ask('AUTH', 'test', 'any');
+    $self->_reply;
 }
 
 sub _reply {
@@ -101,17 +103,30 @@ sub _ask {
     $self->{connection}->print('*' . @words . "\r\n",
         map { '$' . length($_) . "\r\n$_\r\n" } @words);
     $self->{connection}->flush;
-    return $self->_reply;
+}
+
+# The two halves of a command, for one that takes its time.
+sub send {
+    my ($self, @words) = @_;
+
+    $self->_connect if !$self->{connection};
+    $self->_ask(@words);
+}
+
+sub receive {
+    my ($self) = @_;
+    my $reply = eval { [ $self->_reply ] };
+
+    return $reply->[0] if $reply;
+    $self->_hang_up;
+    die $@;
 }
 
 sub command {
     my ($self, @words) = @_;
 
-    $self->_connect if !$self->{connection};
-    my $reply = eval { local $SIG{PIPE} = 'IGNORE'; [ $self->_ask(@words) ] };
-    return $reply->[0] if $reply;
-    $self->_hang_up;
-    die $@;
+    $self->send(@words);
+    return $self->receive;
 }
 
 sub names {
