@@ -5,6 +5,7 @@
 #define T_UNIT_REDIS_TIER_H
 
 #include "engine/base/clock.h"
+#include "engine/base/log.h"
 #include "engine/cache/redis.h"
 #include "t/unit/redis_page.h"
 #include "t/unit/tap.h"
@@ -108,6 +109,7 @@ __attribute__((unused)) static void tier_open(struct tier *t,
 {
     struct llm_error err;
 
+    llm_log_set_level(LLM_LOG_ERROR);
     need(llm_redis_open(options, &t->redis, &err) == LLM_OK, "the tier does not open");
 }
 

@@ -1,0 +1,133 @@
+/* Loads that are cancelled, and tenants forgotten, while their commands are on their way: no answer
+ * ever comes to the wrong one. */
+
+#include "t/unit/redis_hostile.h"
+#include "t/unit/redis_tier.h"
+
+#define N_PAGES 20
+#define TURNS 1000
+
+static const struct {
+    uint32_t tenant;
+    const char *what;
+} kinds[] = {{1, "cancelled"}, {2, "wanted"}};
+
+struct turn {
+    uint64_t cancelled, wanted; /* loads */
+    bool is_cancelled, cancelled_ended, wanted_ended;
+    uint32_t n_wanted; /* pages that came */
+};
+
+/* Takes what has come; false: something that should not have. */
+static bool take(struct tier *t, struct turn *turn)
+{
+    struct llm_redis_arrival a;
+
+    while (llm_redis_arrived(t->redis, &a)) {
+        bool wanted = a.load == turn->wanted;
+
+        if (!wanted && a.load != turn->cancelled) {
+            return false;
+        }
+        if (a.ended) {
+            *(wanted ? &turn->wanted_ended : &turn->cancelled_ended) = true;
+            continue;
+        }
+        if (!wanted && turn->is_cancelled) {
+            return false;
+        }
+        t->came[a.index] = false;
+        tier_look(t, &a, kinds[wanted].tenant, 0);
+        llm_redis_give_back(t->redis, a.buffer);
+        turn->n_wanted += wanted;
+    }
+    return true;
+}
+
+/* One load is cancelled while it is under way, another one asked for before or after that. */
+static bool run_turn(struct tier *t, uint64_t *seed, uint32_t i, struct turn *turn)
+{
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    bool after = scratch_random(seed) % 2 == 0;
+    uint8_t owner[32];
+
+    *turn = (struct turn){.is_cancelled = false};
+    tier_save(t, 3, i); /* SETs are on their way too */
+    turn->cancelled = tier_ask(t, kinds[0].tenant, 0, 1 + scratch_random(seed) % N_PAGES);
+    if (!after) {
+        turn->wanted = tier_ask(t, kinds[1].tenant, 0, N_PAGES);
+    }
+    usleep(scratch_random(seed) % 400);
+    if (!take(t, turn)) {
+        return false;
+    }
+    turn->is_cancelled = true;
+    llm_redis_cancel(t->redis, turn->cancelled);
+    if (i % 7 == 0) {
+        tier_owner(3, owner);
+        llm_redis_forget_tenant(t->redis, owner);
+    }
+    while (turn->wanted == 0 && llm_now_ns() < end) {
+        turn->wanted = tier_ask(t, kinds[1].tenant, 0, N_PAGES);
+    }
+    while ((!turn->wanted_ended || (turn->cancelled != 0 && !turn->cancelled_ended))
+           && llm_now_ns() < end) {
+        if (!take(t, turn)) {
+            return false;
+        }
+    }
+    return turn->wanted_ended && (turn->cancelled == 0 || turn->cancelled_ended);
+}
+
+static void cancels(struct tier *t, const char *how)
+{
+    struct llm_redis_counts before = llm_redis_counts(t->redis), after;
+    uint64_t seed = 42;
+    uint32_t n_good = 0, n_whole = 0;
+
+    for (uint32_t i = 0; i < TURNS; i++) {
+        struct turn turn;
+
+        n_good += run_turn(t, &seed, i, &turn);
+        n_whole += turn.n_wanted == N_PAGES;
+    }
+    after = llm_redis_counts(t->redis);
+    is_int(n_good, TURNS, "%s: nothing came of what was cancelled, and all loads ended", how);
+    ok(!t->wrong, "what came was what was asked for");
+    is_int(n_whole, TURNS, "and it came, all of it");
+    ok(after.drops - before.drops > TURNS / 50, "connections were dropped: %llu",
+       (unsigned long long) (after.drops - before.drops));
+    is_int(after.misses[LLM_REDIS_CORRUPT] + after.misses[LLM_REDIS_PROTOCOL], 0,
+           "no answer was out of place");
+}
+
+int main(void)
+{
+    struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 256, 32, 0)};
+    struct llm_redis_options options;
+    struct hostile h;
+    struct server s;
+
+    scratch_init();
+    server_start(&s, "0");
+    hostile_start(&h, &s);
+    options = tier_options(&t, h.url);
+    options.deadline_ms = 5000;
+    tier_open(&t, &options);
+    need(tier_up(&t), "the tier does not connect");
+    for (size_t i = 0; i < 2; i++) {
+        tier_save_all(&t, kinds[i].tenant, N_PAGES);
+    }
+    cancels(&t, "through a relay");
+    llm_redis_close(t.redis);
+    hostile_stop(&h);
+
+    options.url = s.url;
+    tier_open(&t, &options);
+    need(tier_up(&t), "the tier does not connect");
+    cancels(&t, "straight");
+    llm_redis_close(t.redis);
+    server_stop(&s);
+    llm_page_layout_free(&t.layout);
+    return done_testing();
+}
