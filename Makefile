@@ -253,7 +253,7 @@ $(BUILD)/llm_backend_cuda.so: $(CUDA_OBJECTS) $(BUILD)/libkernels_cuda.a $(call 
 	$(CC) $(ALL_LDFLAGS) -shared -static-libgcc -Wl,--exclude-libs,ALL $^ -o $@ $(subst -lstdc++,-l:libstdc++.a,$(CUDA_LIBS))
 
 # unit tests of backends that run on any
-BACKEND_TESTS = $(patsubst %,$(BUILD)/t/backend_%,cpu numerics)
+BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deterministic)
 
 .PHONY: gpu check-gpu bench-gpu
 gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(GPU_BENCHES)

@@ -1,10 +1,10 @@
 /* A backend on a tiny model, with a handful of sequences: for the unit tests of backends.
- * $LLM_DEVICE says which (default cpu). */
+ * device.h says which. */
 
 #ifndef T_UNIT_BACKEND_H
 #define T_UNIT_BACKEND_H
 
-#include "engine/backend/device.h"
+#include "t/unit/device.h"
 #include "t/unit/tap.h"
 
 #define MAX_SEQS 6
@@ -38,13 +38,6 @@ static void *allocate(size_t n)
     return p;
 }
 
-static const char *build_dir(void)
-{
-    const char *build = getenv("LLM_BUILD");
-
-    return build != NULL ? build : "build";
-}
-
 /* Of a name with a slash: the directory itself. */
 static const char *golden_dir(const char *name)
 {
@@ -65,13 +58,7 @@ static bool on_cpu(void)
 
 static void open_device(void)
 {
-    const char *name = getenv("LLM_DEVICE");
-    struct llm_error err;
-
-    if (llm_device_open(name != NULL ? name : "cpu", build_dir(), &device, &err) != LLM_OK) {
-        printf("Bail out! %s\n", err.text);
-        exit(1);
-    }
+    device = test_device();
     ops = device.ops;
 }
 

@@ -4,9 +4,10 @@
  *
  * Every prompt is answered alone first, by a scheduler that has seen nothing. Then random mixes of
  * them run over backends and schedulers of random sizes, and each answer is compared. 50 mixes, or
- * 2,000 with LLM_LONG=1; LLM_SEED=N repeats a run. */
+ * 2,000 with LLM_LONG=1; LLM_SEED=N repeats a run. On the device that LLM_DEVICE names (cpu). */
 
 #include "engine/sched/sched.h"
+#include "t/unit/device.h"
 #include "t/unit/tap.h"
 
 #include <stdlib.h>
@@ -57,6 +58,7 @@ struct job {
     bool submitted, retired;
 };
 
+static struct llm_device device;
 static struct llm_model *model;
 static struct prompt prompts[N_PROMPTS];
 static struct llm_error err;
@@ -112,9 +114,10 @@ static void open_backends(enum llm_latent_dtype latents)
             .max_batch_tokens = settings[i].max_rows,
             .max_seqs = settings[i].max_seqs,
             .threads = 1 + i % 2,
+            .device = device.index,
         };
 
-        must(llm_backend_cpu.load(model, &options, &settings[i].backend, &err) == LLM_OK);
+        must(device.ops->load(model, &options, &settings[i].backend, &err) == LLM_OK);
     }
     llm_page_layout_free(&layout);
 }
@@ -122,7 +125,7 @@ static void open_backends(enum llm_latent_dtype latents)
 static void close_backends(void)
 {
     for (unsigned i = 0; i < N_SETTINGS; i++) {
-        llm_backend_cpu.free(settings[i].backend);
+        device.ops->free(settings[i].backend);
     }
 }
 
@@ -224,9 +227,9 @@ static struct llm_sched *open_sched(const struct setting *s, bool one_form, uint
     static struct llm_backend_ops ops;
     struct llm_sched *sched;
 
-    ops = llm_backend_cpu;
+    ops = *device.ops;
     ops.info = claim;
-    claimed = *llm_backend_cpu.info(s->backend);
+    claimed = *device.ops->info(s->backend);
     claimed.one_form = claimed.one_form && one_form;
     must(llm_sched_new(&ops, s->backend,
                        &(struct llm_sched_options){
@@ -356,7 +359,7 @@ static bool run_mix(void)
 {
     static struct job jobs[MAX_JOBS];
     const struct setting *s = &settings[below(N_SETTINGS)];
-    uint64_t page_bytes = llm_backend_cpu.info(s->backend)->layout.page_bytes;
+    uint64_t page_bytes = device.ops->info(s->backend)->layout.page_bytes;
     uint64_t host_bytes = below(3) * 16 * page_bytes;
     struct llm_sched *sched = open_sched(s, below(2) == 0, host_bytes,
                                          below(2) == 0 ? 0 : 2000000);
@@ -464,6 +467,7 @@ int main(void)
 
     random_state = seed != NULL ? strtoull(seed, NULL, 10) : (uint64_t) time(NULL);
     diag("LLM_SEED=%llu", (unsigned long long) random_state);
+    device = test_device();
     must(llm_model_open(DEMO, &model, &err) == LLM_OK);
     make_prompts();
 
