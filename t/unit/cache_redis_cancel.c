@@ -75,6 +75,7 @@ static bool run_turn(struct tier *t, uint64_t *seed, uint32_t i, struct turn *tu
         if (!take(t, turn)) {
             return false;
         }
+        usleep(50);
     }
     return turn->wanted_ended && (turn->cancelled == 0 || turn->cancelled_ended);
 }

@@ -75,7 +75,6 @@ __attribute__((unused)) static void server_stop(struct server *s)
 {
     redisFree(s->admin);
     s->admin = NULL;
-    kill(s->pid, SIGCONT);
     kill(s->pid, SIGKILL);
     waitpid(s->pid, NULL, 0);
     s->pid = 0;
