@@ -369,6 +369,8 @@ int llm_cuda_plain_attend(const struct llm_cuda_plain_attention *a, struct llm_c
 
 /* --- router.cu --- */
 
+#define LLM_CUDA_MAX_EXPERTS 4096
+
 enum llm_cuda_gate {
     LLM_CUDA_GATE_GREEDY, /* the n_used largest scores */
     LLM_CUDA_GATE_GROUPS, /* of the groups with the largest single score */
@@ -380,7 +382,7 @@ enum llm_cuda_gate {
 struct llm_cuda_router {
     enum llm_cuda_gate gate;
     bool sigmoid;                 /* scores: sigmoid of the logits, else softmax over all */
-    uint32_t n_experts, n_used;   /* n_experts at most 4,096 */
+    uint32_t n_experts, n_used;   /* n_experts at most LLM_CUDA_MAX_EXPERTS */
     uint32_t n_groups, n_groups_used;
     bool normalise;
     float factor;

@@ -1,5 +1,5 @@
 /* Which experts the tokens of a step go to, and the lists of their pairs. A warp routes a row at a
- * time; its scores lie in shared memory.
+ * time; a lane has every 32nd expert in its registers.
  *
  * Up to 64 rows it is one launch of one block: the tokens of an expert are the bits of a mask, so
  * that a pair's place is a number of bits. More rows take three: routing, counting, placing, the
@@ -15,11 +15,10 @@ constexpr int kMaxWarps = 32;
 constexpr int kRouteWarps = 8;          /* of a block, where there are many rows */
 constexpr uint32_t kMaxShared = 96 << 10; /* bytes, of any processor since Ampere */
 
-/* What a row chose is kept in scratch, by ascending expert; UINT32_MAX for idle rows. */
+/* What the rows chose, by ascending expert; UINT32_MAX for idle rows. */
 struct choices {
     uint32_t *experts; /* [n][per_token] */
     float *weights;    /* the same */
-    uint32_t *counts;  /* [experts] */
 };
 
 __host__ __device__ uint32_t n_all(const struct llm_cuda_router &r)
@@ -32,24 +31,21 @@ __host__ __device__ uint32_t per_token(const struct llm_cuda_router &r)
     return r.n_used + r.n_shared;
 }
 
-__device__ __forceinline__ choices choices_of(const struct llm_cuda_route &a)
+/* At the beginning of those words; llm_cuda_route_words end with a count for each expert. */
+__device__ __forceinline__ choices choices_in(const struct llm_cuda_route &a, uint32_t *words)
 {
-    size_t n = (size_t) a.n * per_token(a.router);
-
-    return {a.scratch, reinterpret_cast<float *>(a.scratch + n), a.scratch + 2 * n};
+    return {words, reinterpret_cast<float *>(words + (size_t) a.n * per_token(a.router))};
 }
 
-/* Words of shared memory of a warp: what experts are chosen by, the groups' scores, bits of those
- * that are taken. */
+__device__ __forceinline__ uint32_t *counts_of(const struct llm_cuda_route &a)
+{
+    return a.scratch + 2 * (size_t) a.n * per_token(a.router);
+}
+
+/* Words of shared memory of a warp: what experts are chosen by, groups' scores, what is kept. */
 __host__ __device__ uint32_t warp_words(const struct llm_cuda_router &r)
 {
-    return r.n_experts + r.n_groups + (r.n_experts + 31) / 32;
-}
-
-/* NaN comes last. */
-__device__ __forceinline__ bool is_larger(float a, float b)
-{
-    return a > b || (isnan(b) && !isnan(a));
+    return r.n_groups > 1 ? r.n_experts + 2 * r.n_groups : 0;
 }
 
 __device__ __forceinline__ float max_of_warp(float x)
@@ -70,110 +66,92 @@ __device__ __forceinline__ float sum_of_warp(float x)
     return x;
 }
 
-/* Of a row's logits; the divisor and the maximum are those of the softmax. */
-struct scores {
-    const float *logits;
-    bool sigmoid;
-    float max, sum;
-
-    __device__ __forceinline__ float of(uint32_t expert) const
-    {
-        return sigmoid ? 1 / (1 + expf(-logits[expert])) : expf(logits[expert] - max) / sum;
-    }
-};
-
-__device__ __forceinline__ scores scores_of(const struct llm_cuda_router &r, const float *logits)
+/* Numbers as integers in the same order, above 0: NaN first, then minus infinity. */
+__device__ __forceinline__ uint32_t rank_of(float x)
 {
-    scores s = {logits, r.sigmoid, -INFINITY, 0};
+    uint32_t bits = __float_as_uint(x + 0.0f); /* -0 is 0 */
 
-    for (uint32_t i = threadIdx.x % kWarp; !r.sigmoid && i < r.n_experts; i += kWarp) {
-        s.max = fmaxf(s.max, logits[i]);
-    }
-    s.max = max_of_warp(s.max);
-    for (uint32_t i = threadIdx.x % kWarp; !r.sigmoid && i < r.n_experts; i += kWarp) {
-        s.sum += expf(logits[i] - s.max);
-    }
-    s.sum = sum_of_warp(s.sum);
-    return s;
+    return isnan(x) ? 1 : bits >> 31 ? ~bits : bits | 0x80000000;
 }
 
-__device__ __forceinline__ float group_score(const float *x, uint32_t n, enum llm_cuda_gate gate)
+/* scores[i] is that of expert i * 32 + lane. */
+template <int Own>
+__device__ __forceinline__ void score_row(const struct llm_cuda_router &r, const float *logits,
+                                          float (&scores)[Own])
 {
-    float first = -INFINITY, second = -INFINITY;
+    float max = -INFINITY, sum = 0;
 
-    for (uint32_t i = 0; i < n; i++) {
-        if (x[i] > first) {
-            second = first;
-            first = x[i];
-        } else if (x[i] > second) {
-            second = x[i];
+#pragma unroll
+    for (int i = 0; i < Own; i++) {
+        uint32_t e = i * kWarp + threadIdx.x % kWarp;
+
+        scores[i] = e < r.n_experts ? logits[e] : -INFINITY;
+        max = fmaxf(max, scores[i]);
+    }
+    max = r.sigmoid ? 0 : max_of_warp(max);
+#pragma unroll
+    for (int i = 0; i < Own; i++) {
+        scores[i] = r.sigmoid ? 1 / (1 + expf(-scores[i])) : expf(scores[i] - max);
+        sum += scores[i];
+    }
+    sum = r.sigmoid ? 1 : sum_of_warp(sum);
+#pragma unroll
+    for (int i = 0; i < Own; i++) {
+        scores[i] /= sum;
+    }
+}
+
+/* Sets keep[g] where g is one of the n_groups_used best groups, of which best[g] is the score. */
+__device__ __forceinline__ void pick_groups(const struct llm_cuda_router &r, const float *choice,
+                                            float *best, uint32_t *keep)
+{
+    uint32_t size = r.n_experts / r.n_groups, lanes = kWarp, lane = threadIdx.x % kWarp;
+
+    while (lanes > 1 && lanes * r.n_groups > kWarp) {
+        lanes /= 2; /* that look at a group */
+    }
+    for (uint32_t first = 0; first < r.n_groups; first += kWarp / lanes) {
+        uint32_t g = first + lane / lanes;
+        float x = -INFINITY, y = -INFINITY; /* the two largest */
+
+        for (uint32_t i = lane % lanes; g < r.n_groups && i < size; i += lanes) {
+            float v = choice[g * size + i];
+
+            y = v > x ? x : v > y ? v : y;
+            x = v > x ? v : x;
+        }
+        for (uint32_t i = 1; i < lanes; i *= 2) {
+            float other_x = __shfl_xor_sync(~0u, x, i), other_y = __shfl_xor_sync(~0u, y, i);
+
+            y = fmaxf(fminf(x, other_x), fmaxf(y, other_y));
+            x = fmaxf(x, other_x);
+        }
+        if (g < r.n_groups && lane % lanes == 0) {
+            best[g] = r.gate == LLM_CUDA_GATE_NOAUX && size > 1 ? x + y : x;
         }
     }
-    return gate == LLM_CUDA_GATE_NOAUX && n > 1 ? first + second : first;
-}
-
-/* Leaves the best groups their scores and takes the other experts out. */
-__device__ __forceinline__ void limit_groups(const struct llm_cuda_router &r, float *choice,
-                                             float *groups)
-{
-    uint32_t size = r.n_experts / r.n_groups;
-
-    for (uint32_t g = threadIdx.x % kWarp; g < r.n_groups; g += kWarp) {
-        groups[g] = group_score(choice + g * size, size, r.gate);
-    }
     __syncwarp();
-    for (uint32_t g = threadIdx.x % kWarp; g < r.n_groups; g += kWarp) {
+    for (uint32_t g = lane; g < r.n_groups; g += kWarp) {
         uint32_t before = 0;
 
         for (uint32_t h = 0; h < r.n_groups; h++) {
-            before += h < g ? !is_larger(groups[g], groups[h]) : is_larger(groups[h], groups[g]);
+            uint32_t own = rank_of(best[g]), other = rank_of(best[h]);
+
+            before += other > own || (other == own && h < g);
         }
-        for (uint32_t i = 0; before >= r.n_groups_used && i < size; i++) {
-            choice[g * size + i] = -INFINITY;
-        }
+        keep[g] = before < r.n_groups_used;
     }
     __syncwarp();
-}
-
-/* The largest that is not taken yet, lowest index first; takes it. */
-__device__ __forceinline__ uint32_t take_largest(const float *choice, uint32_t n, uint32_t *taken)
-{
-    uint32_t lane = threadIdx.x % kWarp, best = UINT32_MAX;
-    float largest = 0;
-
-    for (uint32_t i = lane; i < n; i += kWarp) {
-        if (!(taken[i / 32] >> lane & 1) && (best == UINT32_MAX || is_larger(choice[i], largest))) {
-            best = i;
-            largest = choice[i];
-        }
-    }
-#pragma unroll
-    for (int i = 1; i < kWarp; i *= 2) {
-        uint32_t other = __shfl_xor_sync(~0u, best, i);
-        float x = __shfl_xor_sync(~0u, largest, i);
-
-        if (other != UINT32_MAX
-            && (best == UINT32_MAX || is_larger(x, largest)
-                || (!is_larger(largest, x) && other < best))) {
-            best = other;
-            largest = x;
-        }
-    }
-    if (lane == 0) {
-        taken[best / 32] |= 1u << best % 32;
-    }
-    __syncwarp();
-    return best;
 }
 
 /* Gives a row's experts and weights, by ascending expert. A warp; `shared` has warp_words. */
+template <int Own>
 __device__ __forceinline__ void route_row(const struct llm_cuda_route &a, uint32_t row,
                                           uint32_t *experts, float *weights, uint32_t *shared)
 {
     const struct llm_cuda_router &r = a.router;
-    uint32_t lane = threadIdx.x % kWarp;
-    float *choice = reinterpret_cast<float *>(shared), *groups = choice + r.n_experts;
-    uint32_t *taken = shared + r.n_experts + r.n_groups;
+    uint32_t lane = threadIdx.x % kWarp, rank[Own]; /* 0: taken */
+    float scores[Own];
 
     if (a.flags != NULL && a.flags[row] & LLM_CUDA_ROW_IDLE) {
         for (uint32_t i = lane; i < per_token(r); i += kWarp) {
@@ -182,37 +160,66 @@ __device__ __forceinline__ void route_row(const struct llm_cuda_route &a, uint32
         return;
     }
 
-    scores s = scores_of(r, a.logits + row * a.ld_logits);
-    for (uint32_t i = lane; i < r.n_experts; i += kWarp) {
-        choice[i] = s.of(i) + (a.bias != NULL ? a.bias[i] : 0);
+    score_row<Own>(r, a.logits + row * a.ld_logits, scores);
+    bool limited = r.gate != LLM_CUDA_GATE_GREEDY && r.n_groups > 1;
+    float *choice = reinterpret_cast<float *>(shared);
+    uint32_t *keep = shared + r.n_experts + r.n_groups;
+#pragma unroll
+    for (int i = 0; i < Own; i++) {
+        uint32_t e = i * kWarp + lane;
+        float by = e < r.n_experts && a.bias != NULL ? scores[i] + a.bias[e] : scores[i];
+
+        rank[i] = e < r.n_experts ? rank_of(by) : 0;
+        if (limited && e < r.n_experts) {
+            choice[e] = by;
+        }
     }
-    for (uint32_t i = lane; i < (r.n_experts + 31) / 32; i += kWarp) {
-        taken[i] = 0;
-    }
-    __syncwarp();
-    if (r.gate != LLM_CUDA_GATE_GREEDY && r.n_groups > 1) {
-        limit_groups(r, choice, groups);
-    }
-    for (uint32_t i = 0; i < r.n_used; i++) {
-        take_largest(choice, r.n_experts, taken);
+    if (limited) {
+        __syncwarp();
+        pick_groups(r, choice, choice + r.n_experts, keep);
+#pragma unroll
+        for (int i = 0; i < Own; i++) {
+            uint32_t e = i * kWarp + lane;
+
+            if (e < r.n_experts && !keep[e / (r.n_experts / r.n_groups)]) {
+                rank[i] = rank_of(-INFINITY);
+            }
+        }
     }
 
-    /* in ascending order: a chosen expert's place is the number of those below it */
-    uint32_t before = 0;
-    for (uint32_t i = 0; i < (r.n_experts + 31) / 32; i++) {
-        if (taken[i] >> lane & 1) {
-            experts[before + __popc(taken[i] & ((1u << lane) - 1))] = i * 32 + lane;
+    for (uint32_t k = 0; k < r.n_used; k++) {
+        uint32_t largest = 0, best = 0;
+
+#pragma unroll
+        for (int i = 0; i < Own; i++) {
+            best = rank[i] > largest ? i * kWarp + lane : best;
+            largest = max(largest, rank[i]);
         }
-        before += __popc(taken[i]);
+        uint32_t most = __reduce_max_sync(~0u, largest);
+        uint32_t taken = __reduce_min_sync(~0u, largest == most ? best : UINT32_MAX);
+#pragma unroll
+        for (int i = 0; i < Own; i++) {
+            rank[i] = i * kWarp + lane == taken ? 0 : rank[i];
+        }
+    }
+
+    /* a chosen expert's place is the number of those below it */
+    uint32_t before = 0;
+#pragma unroll
+    for (int i = 0; i < Own; i++) {
+        bool is_taken = rank[i] == 0 && i * kWarp + lane < r.n_experts;
+        uint32_t taken = __ballot_sync(~0u, is_taken);
+
+        if (is_taken) {
+            experts[before + __popc(taken & ((1u << lane) - 1))] = i * kWarp + lane;
+            weights[before + __popc(taken & ((1u << lane) - 1))] = scores[i];
+        }
+        before += __popc(taken);
     }
     __syncwarp();
 
     bool normalise = r.normalise && (r.gate == LLM_CUDA_GATE_NOAUX || r.n_used > 1);
     float sum = 0, factor = normalise && r.gate != LLM_CUDA_GATE_NOAUX ? 1 : r.factor;
-    for (uint32_t i = lane; i < r.n_used; i += kWarp) {
-        weights[i] = s.of(experts[i]);
-    }
-    __syncwarp();
     for (uint32_t i = 0; normalise && i < r.n_used; i++) {
         sum += weights[i];
     }
@@ -224,14 +231,7 @@ __device__ __forceinline__ void route_row(const struct llm_cuda_route &a, uint32
         experts[r.n_used + i] = r.n_experts + i;
         weights[r.n_used + i] = 1;
     }
-}
-
-__device__ __forceinline__ void place_pair(const struct llm_cuda_route &a, const choices &c,
-                                           uint32_t i, uint32_t pair)
-{
-    a.token[pair] = i / per_token(a.router);
-    a.weight[pair] = c.weights[i];
-    a.pair_of[i] = pair;
+    __syncwarp();
 }
 
 /* Sums over the threads before this one, of two numbers; totals over all. All threads call. */
@@ -270,34 +270,42 @@ __device__ __forceinline__ two sum_before(two own, two *total)
     return {before.pairs + sum.pairs - own.pairs, before.active + sum.active - own.active};
 }
 
+struct few_args {
+    struct llm_cuda_route a;
+    bool choices_fit;
+};
+
 /* All of up to 64 rows. Shared memory: for each expert the words of its mask and its first pair,
- * then the warps'. */
+ * the warps' words, and the rows' choices where there is room for them. */
+template <int Own>
 __global__ void __launch_bounds__(kMaxWarps *kWarp)
-    route_few_kernel(const __grid_constant__ struct llm_cuda_route a)
+    route_few_kernel(const __grid_constant__ few_args f)
 {
     extern __shared__ uint32_t shared[];
-    uint32_t n = n_all(a.router), per = per_token(a.router), warp = threadIdx.x / kWarp;
-    uint32_t *masks = shared, *firsts = shared + n * kMaskWords;
-    uint32_t *own = firsts + n + warp * warp_words(a.router);
+    const struct llm_cuda_route &a = f.a;
+    uint32_t n = n_all(a.router), per = per_token(a.router), n_warps = blockDim.x / kWarp;
+    uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    uint32_t *masks = shared, *firsts = shared + n * kMaskWords, *of_warps = firsts + n;
+    choices c = choices_in(
+        a, f.choices_fit ? of_warps + n_warps * warp_words(a.router) : a.scratch);
     two total;
 
     for (uint32_t i = threadIdx.x; i < n * kMaskWords; i += blockDim.x) {
         masks[i] = 0;
     }
+    __syncthreads();
     wait_for_previous();
     let_next_begin();
 
-    choices c = choices_of(a);
-    for (uint32_t row = warp; row < a.n; row += blockDim.x / kWarp) {
-        route_row(a, row, c.experts + row * per, c.weights + row * per, own);
-        __syncwarp();
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < a.n * per; i += blockDim.x) {
-        uint32_t row = i / per;
+    for (uint32_t row = warp; row < a.n; row += n_warps) {
+        route_row<Own>(a, row, c.experts + row * per, c.weights + row * per,
+                       of_warps + warp * warp_words(a.router));
+        for (uint32_t k = lane; k < per; k += kWarp) {
+            uint32_t e = c.experts[row * per + k];
 
-        if (c.experts[i] != UINT32_MAX) {
-            atomicOr(&masks[c.experts[i] * kMaskWords + row / 32], 1u << row % 32);
+            if (e != UINT32_MAX) {
+                atomicOr(&masks[e * kMaskWords + row / 32], 1u << row % 32);
+            }
         }
     }
     __syncthreads();
@@ -328,35 +336,39 @@ __global__ void __launch_bounds__(kMaxWarps *kWarp)
     }
     __syncthreads();
 
-    for (uint32_t i = threadIdx.x; i < a.n * per; i += blockDim.x) {
-        uint32_t e = c.experts[i], row = i / per;
+    for (uint32_t row = warp; row < a.n; row += n_warps) {
+        uint32_t below = (1u << row % 32) - 1;
 
-        if (e == UINT32_MAX) {
-            a.pair_of[i] = UINT32_MAX;
-            continue;
+        for (uint32_t k = lane; k < per; k += kWarp) {
+            uint32_t e = c.experts[row * per + k], pair = UINT32_MAX;
+
+            if (e != UINT32_MAX) {
+                uint32_t low = masks[e * kMaskWords], high = masks[e * kMaskWords + 1];
+
+                pair = firsts[e]
+                       + (row < 32 ? __popc(low & below) : __popc(low) + __popc(high & below));
+                a.token[pair] = row;
+                a.weight[pair] = c.weights[row * per + k];
+            }
+            a.pair_of[row * per + k] = pair;
         }
-        uint32_t low = masks[e * kMaskWords], below = (1u << row % 32) - 1;
-        place_pair(a, c, i,
-                   firsts[e]
-                       + (row < 32 ? __popc(low & below)
-                                   : __popc(low) + __popc(masks[e * kMaskWords + 1] & below)));
     }
 }
 
+template <int Own>
 __global__ void __launch_bounds__(kRouteWarps *kWarp)
     route_kernel(const __grid_constant__ struct llm_cuda_route a)
 {
     extern __shared__ uint32_t shared[];
     uint32_t per = per_token(a.router), warp = threadIdx.x / kWarp;
     uint32_t row = blockIdx.x * (blockDim.x / kWarp) + warp;
+    choices c = choices_in(a, a.scratch);
 
     wait_for_previous();
     let_next_begin();
-
-    choices c = choices_of(a);
     if (row < a.n) {
-        route_row(a, row, c.experts + row * per, c.weights + row * per,
-                  shared + warp * warp_words(a.router));
+        route_row<Own>(a, row, c.experts + row * per, c.weights + row * per,
+                       shared + warp * warp_words(a.router));
     }
 }
 
@@ -382,13 +394,12 @@ __global__ void __launch_bounds__(kThreads)
     wait_for_previous();
     let_next_begin();
 
-    choices c = choices_of(a);
     for (uint32_t i = threadIdx.x; i < a.n * per; i += kThreads) {
-        count += c.experts[i] == blockIdx.x;
+        count += a.scratch[i] == blockIdx.x;
     }
     sum_before({count, 0}, &total);
     if (threadIdx.x == 0) {
-        c.counts[blockIdx.x] = total.pairs;
+        counts_of(a)[blockIdx.x] = total.pairs;
     }
 }
 
@@ -396,18 +407,19 @@ __global__ void __launch_bounds__(kThreads)
     place_kernel(const __grid_constant__ struct llm_cuda_route a)
 {
     uint32_t n = n_all(a.router), per = per_token(a.router), expert = blockIdx.x;
+    const uint32_t *counts = counts_of(a);
+    choices c = choices_in(a, a.scratch);
     two sum = {}, total;
 
     wait_for_previous();
     let_next_begin();
 
-    choices c = choices_of(a);
     for (uint32_t e = threadIdx.x; e < expert; e += kThreads) {
-        sum.pairs += c.counts[e];
-        sum.active += c.counts[e] > 0;
+        sum.pairs += counts[e];
+        sum.active += counts[e] > 0;
     }
     sum_before(sum, &total);
-    uint32_t pair = total.pairs, active = total.active, count = c.counts[expert];
+    uint32_t pair = total.pairs, active = total.active, count = counts[expert];
     if (threadIdx.x == 0 && count > 0) {
         a.expert[active] = expert;
         a.first[active] = pair;
@@ -430,7 +442,9 @@ __global__ void __launch_bounds__(kThreads)
         }
         sum = sum_before({k != UINT32_MAX, 0}, &total);
         if (k != UINT32_MAX) {
-            place_pair(a, c, own * per + k, pair + sum.pairs);
+            a.token[pair + sum.pairs] = own;
+            a.weight[pair + sum.pairs] = c.weights[own * per + k];
+            a.pair_of[own * per + k] = pair + sum.pairs;
         }
         pair += total.pairs;
     }
@@ -439,40 +453,52 @@ __global__ void __launch_bounds__(kThreads)
 /* As many warps as there is shared memory for, at least one, at most `most`. */
 uint32_t warps_that_fit(const struct llm_cuda_router &r, uint32_t words, uint32_t most)
 {
-    uint32_t n = (kMaxShared / 4 - words) / warp_words(r);
+    uint32_t each = warp_words(r), n = each > 0 ? (kMaxShared / 4 - words) / each : most;
 
     return n < 1 ? 1 : n < most ? n : most;
 }
 
-int allow_shared(const void *kernel)
+template <typename Args>
+int launch_shared(void (*kernel)(Args), uint32_t blocks, uint32_t warps, uint32_t words,
+                  const struct llm_cuda_queue &q, const Args &args)
 {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxShared);
+    cudaError_t allowed =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxShared);
+
+    return allowed != cudaSuccess ? allowed
+                                  : launch(kernel, dim3(blocks), warps * kWarp, words * 4, q, args);
 }
 
+template <int Own>
 int route_few(const struct llm_cuda_route &a, const struct llm_cuda_queue &q)
 {
     uint32_t words = n_all(a.router) * (kMaskWords + 1);
-    uint32_t warps = warps_that_fit(a.router, words, a.n < 8 ? 8 : kMaxWarps);
-    int rc = allow_shared(reinterpret_cast<const void *>(route_few_kernel));
+    uint32_t warps = warps_that_fit(a.router, words, a.n <= 8 ? 8 : kMaxWarps);
+    uint32_t choices = 2 * a.n * per_token(a.router);
 
-    return rc != 0 ? rc
-                   : launch(route_few_kernel, dim3(1), warps * kWarp,
-                            (words + warps * warp_words(a.router)) * 4, q, a);
+    words += warps * warp_words(a.router);
+    few_args f = {a, words + choices <= kMaxShared / 4};
+    return launch_shared(route_few_kernel<Own>, 1, warps, words + (f.choices_fit ? choices : 0), q,
+                         f);
 }
 
+template <int Own>
 int route_many(const struct llm_cuda_route &a, const struct llm_cuda_queue &q)
 {
     uint32_t warps = warps_that_fit(a.router, 0, kRouteWarps), n = n_all(a.router);
-    int rc = allow_shared(reinterpret_cast<const void *>(route_kernel));
+    int rc = launch_shared(route_kernel<Own>, (a.n + warps - 1) / warps, warps,
+                           warps * warp_words(a.router), q, a);
 
-    if (rc == 0) {
-        rc = launch(route_kernel, dim3((a.n + warps - 1) / warps), warps * kWarp,
-                    warps * warp_words(a.router) * 4, q, a);
-    }
     if (rc == 0) {
         rc = launch(count_kernel, dim3(n), kThreads, 0, q, a);
     }
     return rc != 0 ? rc : launch(place_kernel, dim3(n), kThreads, 0, q, a);
+}
+
+template <int Own>
+int route(const struct llm_cuda_route &a, const struct llm_cuda_queue &q)
+{
+    return a.n <= kFewRows ? route_few<Own>(a, q) : route_many<Own>(a, q);
 }
 
 } // namespace
@@ -485,5 +511,10 @@ extern "C" size_t llm_cuda_route_words(const struct llm_cuda_router *r, uint32_t
 
 extern "C" int llm_cuda_route(const struct llm_cuda_route *r, struct llm_cuda_queue q)
 {
-    return r->n <= llm::kFewRows ? llm::route_few(*r, q) : llm::route_many(*r, q);
+    uint32_t own = (r->router.n_experts + llm::kWarp - 1) / llm::kWarp; /* of a lane */
+
+    return own <= 2    ? llm::route<2>(*r, q)
+           : own <= 8  ? llm::route<8>(*r, q)
+           : own <= 32 ? llm::route<32>(*r, q)
+                       : llm::route<LLM_CUDA_MAX_EXPERTS / llm::kWarp>(*r, q);
 }

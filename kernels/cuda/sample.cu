@@ -25,23 +25,36 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kTeam = 8;
 constexpr int kAhead = 8; /* loads of a thread */
 constexpr int kLevelBits = 10, kLevels = 3, kBins = 1 << kLevelBits;
-constexpr int kBinsOwn = kBins / kThreads; /* of a thread */
 constexpr uint32_t kOneBits = 0x3f800000;
 constexpr uint32_t kMaxSlice = 1 << 18; /* ids: sums of 13 bits of p fit into 32 */
 
 using u64 = unsigned long long;
 
-struct shared_state {
-    /* of a level's bins: tokens, and the sums of p's low 12 bits and of the rest */
+/* Of a level: tokens, and the sums of p's low 12 bits and of the rest. */
+struct bins {
     uint32_t counts[kBins], low[kBins], high[kBins];
-    u64 told[2]; /* to the team, in turns */
+};
+
+/* A bin, by its last ten bits, what comes before it and how many tokens it has. */
+struct place {
+    uint32_t bin, before_count, count;
+    double before_mass;
+};
+
+struct number {
+    u64 whole;
+    double real;
+};
+
+struct shared_state {
+    struct bins first, later; /* levels */
+    number told[2];           /* to the team, in turns */
     u64 top[LLM_CUDA_MAX_TOP_LOGPROBS];
     u64 warp_keys[kWarps];
     double warp_sums[kWarps];
     uint32_t warp_counts[kWarps];
-    uint32_t bin, last_bin; /* the one that was looked for, the last that is not empty */
-    uint32_t before_count, bin_count;
-    double before_mass;
+    uint32_t reached, last; /* bins: where the limit is, the last that is not empty */
+    place found;
 };
 
 /* The blocks of a row. */
@@ -77,14 +90,21 @@ struct team {
 
     /* What each block tells, given to f in the order of blocks. */
     template <typename F>
-    __device__ __forceinline__ void exchange(u64 mine, F f)
+    __device__ __forceinline__ void exchange(number mine, F f)
     {
+        number all[Blocks];
+
         if (threadIdx.x == 0) {
             s.told[turn] = mine;
         }
         sync();
+#pragma unroll
         for (int i = 0; i < Blocks; i++) {
-            f(peer(i).told[turn]);
+            all[i] = peer(i).told[turn];
+        }
+#pragma unroll
+        for (int i = 0; i < Blocks; i++) {
+            f(i, all[i]);
         }
         turn ^= 1;
     }
@@ -93,7 +113,8 @@ struct team {
     {
         u64 all = 0;
 
-        exchange(max_of_block(key), [&](u64 other) { all = other > all ? other : all; });
+        exchange({max_of_block(key), 0},
+                 [&](int, number n) { all = n.whole > all ? n.whole : all; });
         return all;
     }
 
@@ -110,11 +131,11 @@ struct team {
         }
         __syncthreads();
         x = 0;
+#pragma unroll
         for (int i = 0; i < kWarps; i++) {
             x += s.warp_sums[i];
         }
-        exchange((u64) __double_as_longlong(x),
-                 [&](u64 other) { all += __longlong_as_double((long long) other); });
+        exchange({0, x}, [&](int, number n) { all += n.real; });
         return all;
     }
 
@@ -131,6 +152,7 @@ struct team {
             s.warp_keys[threadIdx.x / kWarp] = key;
         }
         __syncthreads();
+#pragma unroll
         for (int i = 0; i < kWarps; i++) {
             key = s.warp_keys[i] > key ? s.warp_keys[i] : key;
         }
@@ -303,53 +325,50 @@ __device__ __forceinline__ uint32_t exponent_of(uint32_t bin)
     return (kOneBits - ((bin + 1) << (kLevels - 1) * kLevelBits) + 1) >> 23;
 }
 
-/* Fills the histogram of a level with the tokens whose keys begin with `path`. */
-template <int Blocks>
-__device__ __forceinline__ void fill_bins(team<Blocks> &t, slice own, const float *p, int level,
-                                          uint32_t path)
+__device__ __forceinline__ void clear(struct bins &b)
 {
-    int shift = (kLevels - 1 - level) * kLevelBits;
-
     for (int i = threadIdx.x; i < kBins; i += kThreads) {
-        t.s.counts[i] = t.s.low[i] = t.s.high[i] = 0;
+        b.counts[i] = b.low[i] = b.high[i] = 0;
     }
     __syncthreads();
-    for_ids(own, p, [&](uint32_t, float v) {
-        uint32_t bits = __float_as_uint(v), key = kOneBits - bits;
-        uint32_t exponent = exponent_of(key >> (kLevels - 1) * kLevelBits);
-
-        if (bits > 0 && (level == 0 || key >> (shift + kLevelBits) == path)) {
-            uint32_t bin = key >> shift & (kBins - 1);
-            uint32_t m = (bits & 0x7fffff | 0x800000) << ((bits >> 23) - exponent);
-
-            atomicAdd(&t.s.counts[bin], 1);
-            atomicAdd(&t.s.low[bin], m & 0xfff);
-            atomicAdd(&t.s.high[bin], m >> 12);
-        }
-    });
-    t.sync();
 }
 
-/* The first bin with which the limit is reached, else the last that is not empty, into the shared
- * state, with what comes before it. */
-template <int Blocks>
-__device__ __forceinline__ void find_bin(team<Blocks> &t, int level, uint32_t path, limit l,
-                                         uint32_t before_count, double before_mass)
+/* Counts a token of p > 0 into the bin of its key at `shift`. */
+__device__ __forceinline__ void count_into(struct bins &b, float p, int shift)
 {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    uint32_t counts[kBinsOwn] = {}, n = 0, sum_n;
-    double masses[kBinsOwn], mass = 0, sum;
+    uint32_t bits = __float_as_uint(p), key = kOneBits - bits, bin = key >> shift & (kBins - 1);
+    uint32_t exponent = exponent_of(key >> (kLevels - 1) * kLevelBits);
+    uint32_t m = (bits & 0x7fffff | 0x800000) << ((bits >> 23) - exponent);
 
-    for (int j = 0; j < kBinsOwn; j++) {
-        uint32_t bin = threadIdx.x * kBinsOwn + j;
+    atomicAdd(&b.counts[bin], 1);
+    atomicAdd(&b.low[bin], m & 0xfff);
+    atomicAdd(&b.high[bin], m >> 12);
+}
+
+/* Of all the team's bins the first with which the limit is reached, else the last that is not
+ * empty. path: the bits of the levels before. Each block looks at a segment of the bins; the one in
+ * whose segment the limit lies finds it. The bins are complete once the team has met. */
+template <int Blocks>
+__device__ __forceinline__ place find_bin(team<Blocks> &t, struct bins shared_state::*of,
+                                          int level, uint32_t path, limit l, place from)
+{
+    constexpr int kSegment = kBins / Blocks, kOwn = (kSegment + kThreads - 1) / kThreads;
+    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    uint32_t own = threadIdx.x * kOwn, counts[kOwn] = {}, n = 0, n_before = from.before_count;
+    double masses[kOwn] = {}, mass = 0, mass_before = from.before_mass;
+
+#pragma unroll
+    for (int j = 0; j < kOwn && own < kSegment; j++) {
+        uint32_t bin = t.rank() * kSegment + own + j;
         uint32_t first = level == 0 ? bin : path >> (level - 1) * kLevelBits;
         u64 integer = 0;
 
+#pragma unroll
         for (int i = 0; i < Blocks; i++) {
-            const shared_state &s = t.peer(i);
+            const struct bins &b = t.peer(i).*of;
 
-            counts[j] += s.counts[bin];
-            integer += s.low[bin] + ((u64) s.high[bin] << 12);
+            counts[j] += b.counts[bin];
+            integer += b.low[bin] + ((u64) b.high[bin] << 12);
         }
         /* in units of the last place of the smallest p of the bin */
         masses[j] = (double) integer
@@ -358,92 +377,117 @@ __device__ __forceinline__ void find_bin(team<Blocks> &t, int level, uint32_t pa
         mass += masses[j];
     }
 
-    sum_n = n;
-    sum = mass;
+    /* over the threads up to this one, then over all */
+    uint32_t sum_n = n;
+    double sum = mass;
 #pragma unroll
     for (int i = 1; i < kWarp; i *= 2) {
         uint32_t other_n = __shfl_up_sync(~0u, sum_n, i);
         double other = __shfl_up_sync(~0u, sum, i);
 
-        if (lane >= i) {
-            sum_n += other_n;
-            sum += other;
-        }
+        sum_n += lane >= i ? other_n : 0;
+        sum += lane >= i ? other : 0;
     }
     if (lane == kWarp - 1) {
         t.s.warp_counts[warp] = sum_n;
         t.s.warp_sums[warp] = sum;
     }
     if (threadIdx.x == 0) {
-        t.s.bin = UINT32_MAX;
-        t.s.last_bin = 0;
+        t.s.reached = UINT32_MAX;
+        t.s.last = 0;
     }
     __syncthreads();
-
-    uint32_t n_before = before_count + (sum_n - n);
-    double mass_before = before_mass;
-    for (int i = 0; i < warp; i++) {
-        n_before += t.s.warp_counts[i];
-        mass_before += t.s.warp_sums[i];
+    uint32_t all_n = 0, warps_n = 0;
+    double all_mass = 0, warps_mass = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; i++) {
+        warps_n += i < warp ? t.s.warp_counts[i] : 0;
+        warps_mass += i < warp ? t.s.warp_sums[i] : 0;
+        all_n += t.s.warp_counts[i];
+        all_mass += t.s.warp_sums[i];
     }
-    double lane_before = __shfl_up_sync(~0u, sum, 1);
-    mass_before += lane == 0 ? 0 : lane_before;
 
-    uint32_t at_n[kBinsOwn];
-    double at_mass[kBinsOwn];
-    for (int j = 0; j < kBinsOwn; j++) {
-        uint32_t bin = threadIdx.x * kBinsOwn + j;
+    int finder = 0;
+    bool found = false;
+    uint32_t count = from.before_count;
+    double cumulated = from.before_mass;
+    t.exchange({all_n, all_mass}, [&](int i, number segment) {
+        if (i == (int) t.rank()) {
+            n_before = count;
+            mass_before = cumulated;
+        }
+        count += (uint32_t) segment.whole;
+        cumulated += segment.real;
+        if (segment.whole > 0 && !found) {
+            finder = i;
+            found = l.reached(count, cumulated);
+        }
+    });
 
-        at_n[j] = n_before;
-        at_mass[j] = mass_before;
-        n_before += counts[j];
-        mass_before += masses[j];
-        if (counts[j] > 0) {
-            atomicMax(&t.s.last_bin, bin);
-            if (l.reached(n_before, mass_before)) {
-                atomicMin(&t.s.bin, bin);
+    if (finder == (int) t.rank()) {
+        uint32_t at_n[kOwn];
+        double at_mass[kOwn], lanes_mass = __shfl_up_sync(~0u, sum, 1);
+
+        n_before += warps_n + sum_n - n;
+        mass_before += warps_mass + (lane > 0 ? lanes_mass : 0);
+#pragma unroll
+        for (int j = 0; j < kOwn; j++) {
+            at_n[j] = n_before;
+            at_mass[j] = mass_before;
+            n_before += counts[j];
+            mass_before += masses[j];
+            if (counts[j] > 0) {
+                atomicMax(&t.s.last, own + j);
+            }
+            if (counts[j] > 0 && l.reached(n_before, mass_before)) {
+                atomicMin(&t.s.reached, own + j);
+            }
+        }
+        __syncthreads();
+        uint32_t bin = t.s.reached == UINT32_MAX ? t.s.last : t.s.reached;
+#pragma unroll
+        for (int j = 0; j < kOwn; j++) {
+            if (own + j == bin) {
+                t.s.found = {t.rank() * kSegment + bin, at_n[j], counts[j], at_mass[j]};
             }
         }
     }
-    __syncthreads();
-    uint32_t bin = t.s.bin == UINT32_MAX ? t.s.last_bin : t.s.bin;
-    __syncthreads();
-    for (int j = 0; j < kBinsOwn; j++) {
-        if (threadIdx.x * kBinsOwn + j == bin) {
-            t.s.bin = bin;
-            t.s.before_count = at_n[j];
-            t.s.before_mass = at_mass[j];
-            t.s.bin_count = counts[j];
-        }
-    }
     t.sync();
+    return t.peer(finder).found;
 }
 
-/* The prefix up to where the limit is reached, or of everything. */
+/* The prefix up to where the limit is reached, or of everything. The first level's bins are there
+ * already. */
 template <int Blocks>
 __device__ __forceinline__ prefix cut(team<Blocks> &t, slice own, const float *p, limit l)
 {
-    uint32_t path = 0, count = 0;
-    double mass = 0;
+    place at = find_bin(t, &shared_state::first, 0, 0, l, {});
+    uint32_t path = at.bin;
 
-    for (int level = 0; level < kLevels; level++) {
-        fill_bins(t, own, p, level, path);
-        find_bin(t, level, path, l, count, mass);
-        path = path << kLevelBits | t.s.bin;
-        count = t.s.before_count;
-        mass = t.s.before_mass;
+    for (int level = 1; level < kLevels; level++) {
+        int shift = (kLevels - 1 - level) * kLevelBits;
+
+        clear(t.s.later);
+        for_ids(own, p, [&](uint32_t, float v) {
+            if (v > 0 && key_of_p(v) >> (shift + kLevelBits) == path) {
+                count_into(t.s.later, v, shift);
+            }
+        });
+        t.sync();
+        at = find_bin(t, &shared_state::later, level, path, l, at);
+        path = path << kLevelBits | at.bin;
     }
 
-    uint32_t n = t.s.bin_count;
-    double each = __uint_as_float(kOneBits - path), wanted = ceil((l.mass - mass) / each);
-    uint32_t ties = wanted < 1 ? 1 : wanted < n ? (uint32_t) wanted : n;
+    double each = __uint_as_float(kOneBits - path), mass = at.before_mass;
+    double wanted = ceil((l.mass - mass) / each);
+    uint32_t ties = wanted < 1 ? 1 : wanted < at.count ? (uint32_t) wanted : at.count;
     while (ties > 1 && mass + (ties - 1) * each >= l.mass) {
         ties--;
     }
-    while (ties < n && mass + ties * each < l.mass) {
+    while (ties < at.count && mass + ties * each < l.mass) {
         ties++;
     }
-    ties = min(ties, l.count - count);
+    ties = min(ties, l.count - at.before_count);
     return {path, ties, mass + ties * each};
 }
 
@@ -458,7 +502,6 @@ __device__ __forceinline__ void find_last(team<Blocks> &t, slice own, const floa
                                           prefix chosen, F f)
 {
     uint32_t n = 0, before = 0;
-    int block = 0;
 
     for_ids(own, p, [&](uint32_t, float v) { n += v > 0 && key_of_p(v) == chosen.key; });
     for (int i = 1; i < kWarp; i *= 2) {
@@ -472,7 +515,9 @@ __device__ __forceinline__ void find_last(team<Blocks> &t, slice own, const floa
     for (int i = 0; i < kWarps; i++) {
         n += t.s.warp_counts[i];
     }
-    t.exchange(n, [&](u64 other) { before += block++ < (int) t.rank() ? (uint32_t) other : 0; });
+    t.exchange({n, 0}, [&](int i, number other) {
+        before += i < (int) t.rank() ? (uint32_t) other.whole : 0;
+    });
     if (before >= chosen.ties || before + n < chosen.ties) {
         return;
     }
@@ -506,9 +551,15 @@ __device__ __forceinline__ void draw(team<Blocks> &t, const struct llm_cuda_samp
     float inverse = 1 / s.temperature;
     double mass = 0;
 
+    clear(t.s.first);
     for_ids(own, x, [&](uint32_t id, float v) {
-        p[id] = exp_scaled(v, max, inverse);
-        mass += p[id];
+        float e = exp_scaled(v, max, inverse);
+
+        p[id] = e;
+        mass += e;
+        if (e > 0) {
+            count_into(t.s.first, e, (kLevels - 1) * kLevelBits);
+        }
     });
     prefix kept = {kOneBits, 0, t.sum(mass)}; /* everything */
     if (s.top_k > 0) {
@@ -549,29 +600,35 @@ __device__ __forceinline__ float log_sum_exp(team<Blocks> &t, const float *logit
 }
 
 /* The n largest logits of a row, and their log-probabilities. Each block finds its own n, one after
- * the other: a thread has the largest of its ids that is left. */
+ * the other: a thread has the two largest of its ids that are left. */
 template <int Blocks>
 __device__ __forceinline__ void list_top(team<Blocks> &t, slice own, const float *logits,
                                          uint32_t n, float all, uint32_t *ids, float *logprobs)
 {
-    u64 limit = UINT64_MAX, best = 0;
+    u64 limit = UINT64_MAX, best = 0, second = 0;
 
-    auto find_best = [&] {
-        best = 0;
+    auto find_two = [&] {
         for_ids(own, logits, [&](uint32_t id, float x) {
             u64 key = key_of(x, id);
 
-            best = key > best && key < limit ? key : best;
+            if (key < limit && key > second) {
+                second = key > best ? best : key;
+                best = key > best ? key : best;
+            }
         });
     };
-    find_best();
+    find_two();
     for (uint32_t i = 0; i < n; i++) {
         limit = t.max_of_block(best);
         if (threadIdx.x == 0) {
             t.s.top[i] = limit; /* 0 when the slice has no more */
         }
         if (best == limit && best != 0) {
-            find_best();
+            best = second;
+            second = 0;
+            if (best == 0) {
+                find_two();
+            }
         }
     }
     t.sync();
@@ -620,10 +677,16 @@ __global__ void __launch_bounds__(kThreads)
     bool bad = false;
     u64 best = 0;
 
-    for_ids(own, logits, [&](uint32_t, float v) { bad |= !(fabsf(v) <= FLT_MAX); });
+    auto look = [&](uint32_t, float v) { bad |= !(fabsf(v) <= FLT_MAX); };
+    if (x != logits) {
+        for_ids(own, logits, look);
+    }
     for_ids(own, x, [&](uint32_t id, float v) {
         u64 key = key_of(v, id);
 
+        if (x == logits) {
+            look(id, v);
+        }
         best = key > best ? key : best;
     });
     best = t.max(bad ? key_of(INFINITY, 0) : best);
