@@ -237,7 +237,7 @@ $(BUILD)/obj/%.cu.o: %.cu
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 # t/gpu/*.c are tests, some against the CPU's kernels; t/bench/gpu/*.c print figures
-GPU_TESTS = $(patsubst t/gpu/%.c,$(BUILD)/t/gpu/%,$(wildcard t/gpu/*.c))
+GPU_TESTS = $(patsubst t/gpu/%.c,$(BUILD)/t/gpu/%,$(filter-out t/gpu/faults.c,$(wildcard t/gpu/*.c)))
 GPU_BENCHES = $(patsubst t/bench/gpu/%.c,$(BUILD)/bench/gpu/%,$(wildcard t/bench/gpu/*.c))
 $(BUILD)/obj/t/gpu/%.o $(BUILD)/obj/t/bench/gpu/%.o: CFLAGS += -isystem $(CUDA_HOME)/include
 $(GPU_TESTS) $(GPU_BENCHES): $(BUILD)/%: $(BUILD)/libkernels_cuda.a $(BUILD)/libkernels.a
@@ -252,13 +252,22 @@ $(CUDA_OBJECTS): CFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/llm_backend_cuda.so: $(CUDA_OBJECTS) $(BUILD)/libkernels_cuda.a $(call room_archives,backend)
 	$(CC) $(ALL_LDFLAGS) -shared -static-libgcc -Wl,--exclude-libs,ALL $^ -o $@ $(subst -lstdc++,-l:libstdc++.a,$(CUDA_LIBS))
 
+# that backend with calls of CUDA's that fail
+WRAPPED = $(shell grep -o '^WRAP.cuda[A-Za-z0-9]*' t/gpu/faults.c | cut -c6-)
+$(BUILD)/obj/t/gpu/faults.o: CFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/t/gpu/faults: $(BUILD)/obj/t/gpu/faults.o $(CUDA_OBJECTS) $(BUILD)/libkernels_cuda.a \
+		$(call room_archives,backend)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) $(patsubst %,-Wl$(comma)--wrap=%,$(WRAPPED)) $^ -o $@ \
+		$(call room_libs,backend) $(CUDA_LIBS)
+
 # unit tests of backends that run on any
 BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deterministic)
 
 .PHONY: gpu check-gpu bench-gpu
-gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(GPU_BENCHES)
-check-gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
-	prove --timer --failures $(GPU_TESTS)
+gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BUILD)/t/gpu/faults $(GPU_BENCHES)
+check-gpu: gpu $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
+	prove --timer --failures $(GPU_TESTS) $(BUILD)/t/gpu/faults
 	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda prove --timer --failures $(BACKEND_TESTS)
 	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda t/run $(BUILD) t/golden.t
 	set -e; for tool in memcheck racecheck initcheck; do for test in $(GPU_TESTS); do \

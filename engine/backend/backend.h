@@ -174,7 +174,11 @@ struct llm_backend_ops {
      * was copied out may be copied in again, and memory that is copied in may be the target of the
      * next copy out, without waiting. A copy runs after all steps and page_copies submitted before
      * it. A later step runs after it only if its fence says so; it must where it reads a page that
-     * is copied in, or writes one that is copied in or out. */
+     * is copied in, or writes one that is copied in or out.
+     *
+     * Once a copy has failed, which the next wait tells, no fence is done any more: what lies in
+     * host memory is not to be believed. fence_wait fails then, but not before that memory is left
+     * alone. */
     int (*page_out)(struct llm_backend *b, uint32_t page, uint32_t first, uint32_t n, void *host,
                     uint64_t *fence);
     int (*page_in)(struct llm_backend *b, uint32_t page, uint32_t first, uint32_t n,

@@ -22,6 +22,7 @@
 #include "kernels/cuda/kernels.h"
 
 #include <cuda_runtime_api.h>
+#include <stdatomic.h>
 
 #define LLM_CUDA_IN_FLIGHT 2
 #define LLM_CUDA_STEPS (LLM_CUDA_IN_FLIGHT + 1) /* and one whose results are being read */
@@ -120,6 +121,7 @@ struct llm_backend {
     struct llm_queue *queue; /* of the thread that copies pages */
     cudaEvent_t copy_after[LLM_QUEUE_CAPACITY]; /* what copy i waits for: i % LLM_QUEUE_CAPACITY */
     uint64_t last_copy;
+    _Atomic int copy_error; /* cudaError_t */
     uint64_t *page_copies; /* [n_pages] the last copy from or to each */
     char *bounce;          /* pinned: a page */
 

@@ -32,12 +32,9 @@ static void run_job(void *ctx, const struct llm_job *job)
     if (error == cudaSuccess) {
         error = cudaStreamSynchronize(b->copies);
     }
-    if (job->kind == LLM_JOB_PAGE_OUT) {
-        /* after a failure of the device, which is the end of the process, rather zeros than what
-         * the buffer held before */
-        if (error != cudaSuccess) {
-            memset(b->bounce, 0, end - first);
-        }
+    if (error != cudaSuccess) {
+        atomic_store(&b->copy_error, (int) error);
+    } else if (job->kind == LLM_JOB_PAGE_OUT) {
         memcpy(job->out, b->bounce, end - first);
     }
 }
@@ -116,13 +113,13 @@ int llm_cuda_page_in(struct llm_backend *b, uint32_t page, uint32_t first, uint3
 
 bool llm_cuda_fence_done(struct llm_backend *b, uint64_t fence)
 {
-    return llm_queue_done(b->queue, fence);
+    return llm_queue_done(b->queue, fence) && atomic_load(&b->copy_error) == 0;
 }
 
 int llm_cuda_fence_wait(struct llm_backend *b, uint64_t fence)
 {
     llm_queue_wait(b->queue, fence);
-    return LLM_OK;
+    return atomic_load(&b->copy_error) == 0 ? LLM_OK : LLM_EINTERNAL;
 }
 
 struct wait {

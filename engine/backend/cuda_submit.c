@@ -264,6 +264,7 @@ int llm_cuda_wait(struct llm_backend *b, uint64_t ticket, struct llm_step_result
     }
     llm_cuda_try(b, cudaEventSynchronize(s->ended), "a step");
     llm_cuda_try(b, cudaEventElapsedTime(&ms, s->begun, s->ended), "a step");
+    llm_cuda_try(b, atomic_load(&b->copy_error), "a copy of a page");
     b->n_waited++;
     if (b->error != cudaSuccess) {
         return llm_cuda_fail(err, b->error, b->error_at);
