@@ -141,7 +141,9 @@ static void close_all(struct llm_redis_link *l)
     l->first_asked = l->next_asked;
     l->body = NULL;
     l->state = LLM_LINK_DOWN;
-    explicit_bzero(l->out.data, l->out.data != NULL ? l->out.cap : 0); /* the password */
+    if (l->out.data != NULL) {
+        explicit_bzero(l->out.data, l->out.cap); /* the password */
+    }
     llm_buf_free(&l->out);
 }
 

@@ -60,6 +60,7 @@ static void is_not_there_yet(struct server *s, struct tier *t)
 static void hangs(struct server *s, struct tier *t, const char *how, const char *command)
 {
     struct llm_redis_counts before = llm_redis_counts(t->redis);
+    void *reply = NULL;
     uint64_t begin;
 
     need(redisAppendCommand(s->admin, command) == REDIS_OK, "no command");
@@ -69,7 +70,8 @@ static void hangs(struct server *s, struct tier *t, const char *how, const char 
     is_int(tier_load(t, 1, N_PAGES), 0, "%s: nothing is found", how);
     ok(llm_now_ns() - begin < 1200 * LLM_NS_PER_MS, "the deadline holds");
     is_int(missed(t, &before, LLM_REDIS_LATE), N_PAGES, "late");
-    need(redisGetReply(s->admin, &(void *){NULL}) == REDIS_OK, "the server is gone");
+    need(redisGetReply(s->admin, &reply) == REDIS_OK, "the server is gone");
+    freeReplyObject(reply);
     ok(well(t), "then all is well");
 }
 
