@@ -62,6 +62,7 @@ static int init(struct llm_cache *c, const struct llm_cache_options *options,
     c->n_planes = info->layout.n_planes;
     c->now = options->now != NULL ? options->now : monotonic;
     c->now_ctx = options->now_ctx;
+    c->exchange.redis = options->redis;
 
     rc = count_slots(c, options->host_bytes, n_pages, &n_slots, err);
     if (rc != LLM_OK) {
@@ -127,6 +128,7 @@ void llm_cache_free(struct llm_cache *c)
     if (c->last_copy != 0) {
         c->ops->fence_wait(c->backend, c->last_copy);
     }
+    llm_exchange_close(c);
     for (int i = 0; i < LLM_N_TIERS; i++) {
         llm_tier_free(&c->tiers[i]);
     }
@@ -586,6 +588,11 @@ void llm_cache_complete(struct llm_cache *c, uint32_t page)
     c->pages[page].writer = NULL;
 }
 
+void llm_cache_prove(struct llm_cache *c, uint32_t page)
+{
+    c->pages[page].proven = llm_cache_indexed(c, page) && !llm_cache_pending(c, page);
+}
+
 bool llm_cache_indexed(const struct llm_cache *c, uint32_t page)
 {
     return c->pages[page].entry != LLM_NO_ENTRY;
@@ -611,6 +618,7 @@ void llm_cache_forget(struct llm_cache *c, uint32_t page)
 {
     if (llm_cache_indexed(c, page)) {
         c->fence = c->last_copy; /* it may be being saved: who writes it next waits for that */
+        llm_exchange_forget(c, &c->index.digests[c->pages[page].entry]);
         unindex(c, c->pages[page].entry);
     }
 }
@@ -636,6 +644,7 @@ uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32])
     struct llm_cache_tenant *t = llm_owners_find(&c->owners, owner);
     uint32_t n = 0;
 
+    llm_exchange_purge(c, owner);
     if (t == NULL) {
         return 0;
     }

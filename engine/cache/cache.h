@@ -8,6 +8,10 @@
  * A page enters the index before it is computed, so that others with the same prefix can wait for
  * it: until llm_cache_complete it is pending, and has a writer.
  *
+ * Below both tiers lies Redis, which other engines share (redis.h). Nobody waits for it: a pending
+ * page is computed unless its bytes have arrived before, and complete pages are copied there when
+ * there is time.
+ *
  * Which idle page goes first: in each tier, of all tenants that hold more than their share, the
  * page whose last use is longest ago; of all tenants, where nobody does. What the tenants with idle
  * pages hold there, in use or not, is shared by weight among those of them that used a page lately:
@@ -30,6 +34,7 @@ struct llm_cache;
 
 struct llm_cache_options {
     uint64_t host_bytes;      /* of the host tier; 0: none */
+    struct llm_redis *redis;  /* the lowest tier; NULL: none. Must outlive the cache */
     uint32_t tenant_percent;  /* of either tier that one tenant's idle pages may fill, 1 … 100 */
     uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
     void *now_ctx;
@@ -118,16 +123,41 @@ uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32]);
  * goes on from there the next time. */
 void llm_cache_save(struct llm_cache *c, uint32_t n);
 
+/* The next page that has arrived from Redis, or the end of a load (llm_redis_load); false: nothing
+ * now. A page that is pending is complete by that, whoever is writing it: all rows that are handed
+ * to the backend so far come before the copy, and there must be no more. */
+struct llm_cache_arrival {
+    uint64_t load;
+    bool ended;
+    bool taken;         /* it was pending; else it is of no use */
+    const void *writer; /* it had, or NULL */
+};
+bool llm_cache_arrived(struct llm_cache *c, struct llm_cache_arrival *a);
+
+/* What was sampled after a page was finite, so others may have it: a page that is indexed and
+ * complete is offered to Redis from now on. */
+void llm_cache_prove(struct llm_cache *c, uint32_t page);
+
+/* Hands what has been copied out to Redis, and copies up to n more pages out that were not offered
+ * yet. Looks at few pages, as llm_cache_save. */
+void llm_cache_offer(struct llm_cache *c, uint32_t n);
+
 /* Copies that every step from now on has to wait for; 0: none. */
 uint64_t llm_cache_fence(const struct llm_cache *c);
 
 /* 64-bit sums since the start, and what is there now. A tenant's are forgotten along with it, when
  * its last page and its last user have gone, and begin at zero again; those of all stay. */
-enum llm_cache_tier { LLM_TIER_MEMORY, LLM_TIER_HOST, LLM_N_TIERS };
+enum llm_cache_tier {
+    LLM_TIER_MEMORY,
+    LLM_TIER_HOST,
+    LLM_N_TIERS, /* whose books are kept here */
+    LLM_TIER_REDIS = LLM_N_TIERS,
+    LLM_N_SOURCES,
+};
 
 struct llm_cache_counts {
-    uint64_t hit_tokens[LLM_N_TIERS]; /* of matched pages, by where they were */
-    uint64_t miss_tokens;             /* of full pages that had to be computed */
+    uint64_t hit_tokens[LLM_N_SOURCES]; /* of matched pages, by where they were; of loaded ones */
+    uint64_t miss_tokens; /* of full pages that were not there: computed, or loaded since */
     uint64_t evicted_pages[LLM_N_TIERS];
     uint64_t bytes[LLM_N_TIERS];      /* indexed now */
 };

@@ -5,6 +5,7 @@
 #define LLM_CACHE_CACHE_INTERNAL_H
 
 #include "engine/cache/cache.h"
+#include "engine/cache/exchange.h"
 #include "engine/cache/host.h"
 #include "engine/cache/tier.h"
 
@@ -22,6 +23,8 @@ struct llm_cache_page {
     uint32_t entry; /* LLM_NO_ENTRY: not indexed */
     bool pending;
     bool hidden;    /* in the index, but not to be found: it goes with its last user */
+    bool proven;    /* llm_cache_prove */
+    bool offered;   /* to Redis, or it came from there */
 };
 
 struct llm_cache {
@@ -44,6 +47,7 @@ struct llm_cache {
     uint64_t fence;     /* the last copy that a page which is used anew has to wait for */
     uint64_t last_copy; /* the last one of all */
     uint32_t cursor;    /* of llm_cache_save: a page */
+    struct llm_exchange exchange;
 };
 
 #endif

@@ -109,6 +109,11 @@ static uint32_t *ids_of(const struct llm_index *x, uint32_t entry)
     return x->ids + (size_t) entry * LLM_PAGE_TOKENS;
 }
 
+const uint32_t *llm_index_ids(const struct llm_index *x, uint32_t entry)
+{
+    return ids_of(x, entry);
+}
+
 uint32_t llm_index_find(const struct llm_index *x, const struct llm_digest *digest,
                         const uint32_t ids[LLM_PAGE_TOKENS])
 {

@@ -33,6 +33,9 @@ void llm_index_free(struct llm_index *x);
 uint32_t llm_index_find(const struct llm_index *x, const struct llm_digest *digest,
                         const uint32_t ids[LLM_PAGE_TOKENS]);
 
+/* What an entry stands for: uint32_t[LLM_PAGE_TOKENS]. */
+const uint32_t *llm_index_ids(const struct llm_index *x, uint32_t entry);
+
 /* LLM_NO_ENTRY: the digest is there already. There must be a free entry. */
 uint32_t llm_index_add(struct llm_index *x, const struct llm_digest *digest,
                        const uint32_t ids[LLM_PAGE_TOKENS]);

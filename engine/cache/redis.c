@@ -322,6 +322,11 @@ bool llm_redis_load(struct llm_redis *r, uint64_t load, const uint8_t owner[32],
     return true;
 }
 
+uint32_t llm_redis_load_most(const struct llm_redis *r)
+{
+    return r->loader.n_buffers;
+}
+
 void llm_redis_cancel(struct llm_redis *r, uint64_t load)
 {
     for (uint32_t i = 0; i < r->n_runs; i++) {

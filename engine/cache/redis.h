@@ -49,6 +49,9 @@ void llm_redis_close(struct llm_redis *r);
 bool llm_redis_load(struct llm_redis *r, uint64_t load, const uint8_t owner[32],
                     const struct llm_digest *digests, const uint32_t *ids, uint32_t n);
 
+/* Pages that may have arrived and not been given back yet. */
+uint32_t llm_redis_load_most(const struct llm_redis *r);
+
 /* No page of it is wanted any more. Its end is heard of all the same. */
 void llm_redis_cancel(struct llm_redis *r, uint64_t load);
 

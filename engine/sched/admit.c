@@ -152,11 +152,7 @@ static void enter_running(struct llm_sched *s, struct llm_sequence *q)
     q->state = LLM_SEQUENCE_RUNNING;
     t->sequences++;
     t->reserved += llm_sequence_pages(q->n_prompt, q->max_tokens);
-    if (!q->begun && q->nth == 0) {
-        uint32_t cached = q->n_matched * LLM_PAGE_TOKENS;
-
-        r->cached_tokens += cached < q->n_prompt ? cached : q->n_prompt - 1;
-    }
+    llm_loads_begin(q, !q->begun);
     q->begun = true;
     if (!r->started) {
         r->started = true;

@@ -212,21 +212,26 @@ static uint32_t per_second(uint32_t rows, double ns)
     return (uint32_t) fmin(rows * (double) LLM_NS_PER_S / fmax(1, ns), UINT32_MAX);
 }
 
-uint32_t llm_batch_prefill_rate(const struct llm_sched *s)
+struct llm_front llm_batch_front(const struct llm_sched *s, uint32_t position)
 {
     const struct llm_sched_options *o = &s->options;
     struct llm_cost cost = s->prefill_cost;
     uint32_t rows = o->max_batch_tokens;
 
-    if (!llm_cost_known(&cost)) {
-        return 0;
-    }
     cost.most_rows = rows; /* as if a full step had been tried */
     if (o->max_step_ns > 0) {
-        rows = llm_cost_fit(&cost, (struct llm_work){0}, 0, rows, planned_ns(s));
+        rows = llm_cost_fit(&cost, (struct llm_work){0}, position, rows, planned_ns(s));
         rows = rows > MIN_CHUNK ? rows : MIN_CHUNK;
     }
-    return per_second(rows, llm_cost_of_step(&cost, llm_work_of(0, rows)));
+    return (struct llm_front){
+        .rows = rows, .step_ns = llm_cost_of_step(&cost, llm_work_of(position, rows))};
+}
+
+uint32_t llm_batch_prefill_rate(const struct llm_sched *s)
+{
+    struct llm_front front = llm_batch_front(s, 0);
+
+    return llm_cost_known(&s->prefill_cost) ? per_second(front.rows, front.step_ns) : 0;
 }
 
 uint32_t llm_batch_decode_rate(const struct llm_sched *s)

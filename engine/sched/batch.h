@@ -5,6 +5,7 @@
 
 #include "engine/sched/cost.h"
 #include "engine/sched/request.h"
+#include "engine/sched/worth.h"
 
 struct llm_sched;
 
@@ -33,6 +34,9 @@ void llm_batch_fill(struct llm_sched *s, struct llm_batch *b);
 
 /* The batch as a step; it points into the batch. */
 struct llm_step llm_batch_step(const struct llm_batch *b);
+
+/* How a prompt is read that fills its steps, from `position` on, by what steps have cost. */
+struct llm_front llm_batch_front(const struct llm_sched *s, uint32_t position);
 
 /* Tokens a second, by what steps have cost; 0: none was run yet. See llm_sched_load. */
 uint32_t llm_batch_prefill_rate(const struct llm_sched *s);

@@ -130,7 +130,7 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
         llm_cache_count(s->cache, q->request->owner, &found, q->n_chained);
     }
     q->n_matched = found.n;
-    q->n_there = q->position = q->n_done = 0;
+    q->n_there = q->position = q->n_done = q->n_proven = 0;
     publish_prompt(s, q, found.n);
     return LLM_OK;
 }
@@ -153,6 +153,7 @@ int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q, const struct llm
         return LLM_EINTERNAL;
     }
     q->n_there = q->n_prompt;
+    q->n_proven = 0;
     q->position = q->n_done = q->n_prompt - 1;
     return LLM_OK;
 }
@@ -286,6 +287,15 @@ void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q)
     }
 }
 
+void llm_pages_prove(struct llm_sched *s, struct llm_sequence *q)
+{
+    uint32_t done = q->n_done / LLM_PAGE_TOKENS;
+
+    for (; q->n_proven < done && q->n_proven < q->n_chained; q->n_proven++) {
+        llm_cache_prove(s->cache, q->pages[q->n_proven]);
+    }
+}
+
 /* Others who wait for its pages compute them themselves. */
 static void abandon(struct llm_sched *s, const struct llm_sequence *q)
 {
@@ -301,6 +311,7 @@ static void abandon(struct llm_sched *s, const struct llm_sequence *q)
 void llm_pages_end(struct llm_sched *s, struct llm_sequence *q)
 {
     llm_pages_index_sampled(s, q);
+    llm_loads_cancel(s, q);
     abandon(s, q);
     discharge(s, q);
     llm_cache_drop(s->cache, q->pages, q->n_pages);

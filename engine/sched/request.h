@@ -70,9 +70,17 @@ struct llm_sequence {
     uint32_t n_there;   /* leading rows that are in its pages: all before `position`, or one more */
     uint32_t position;  /* of the next row: all before were handed to the backend in order */
     uint32_t n_done;    /* rows whose step has been waited for */
+    uint32_t n_proven;  /* leading pages that were followed by finite logits */
     uint32_t in_flight; /* steps that name it */
     uint64_t step;      /* the last one it got rows of */
     bool chosen;        /* to be preempted, while some are looked for */
+    uint64_t load;      /* that is under way for it; 0: none */
+    uint32_t load_left; /* pages of it that have not come */
+    uint32_t load_end;  /* the page behind them */
+    uint32_t n_loaded;  /* pages that have come instead of being computed */
+    bool load_done;     /* nothing more is to be had */
+    bool load_decided;  /* loading it, or computing it, was chosen */
+    bool counts;        /* what is found and loaded for it is counted: the first time it runs */
 
     uint32_t pages_wanted; /* while it waits: how many must be to be had before it is tried again */
 };

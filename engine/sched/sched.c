@@ -22,6 +22,7 @@ static int open_cache(struct llm_sched *s, struct llm_error *err)
     const struct llm_sched_options *o = &s->options;
     const struct llm_cache_options options = {
         .host_bytes = o->host_bytes,
+        .redis = o->redis,
         .tenant_percent = o->tenant_percent != 0 ? o->tenant_percent : 100,
         .now = o->now,
         .now_ctx = o->now_ctx,
@@ -47,6 +48,7 @@ int llm_sched_new(const struct llm_backend_ops *ops, struct llm_backend *backend
     s->options.now = options->now != NULL ? options->now : monotonic;
     s->sink = *sink;
     s->one_form = info->one_form || !options->deterministic;
+    s->page_bytes = info->layout.page_bytes;
     s->copy_ns = info->layout.page_bytes / COPY_BYTES_PER_NS + 1;
     s->margin = LLM_COST_MARGIN;
     s->fair.allowance = ALLOWANCE_STEPS * (double) options->max_step_ns;
@@ -247,6 +249,7 @@ void llm_sched_submit(struct llm_sched *s, struct llm_request *r)
         q->n_pages = q->n_chained = q->asked = q->sampled = 0;
         q->position = q->in_flight = q->pages_wanted = 0;
         q->begun = false;
+        q->load = 0;
         q->step = 0;
         q->chosen = false;
         q->state = LLM_SEQUENCE_QUEUED;
@@ -304,6 +307,11 @@ struct llm_sched_load llm_sched_load(const struct llm_sched *s)
         .prefill_rate = llm_batch_prefill_rate(s),
         .decode_rate = llm_batch_decode_rate(s),
     };
+}
+
+struct llm_sched_loads llm_sched_loads(const struct llm_sched *s)
+{
+    return s->loads;
 }
 
 const struct llm_cache *llm_sched_cache(const struct llm_sched *s)

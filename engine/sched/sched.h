@@ -17,6 +17,7 @@
 #define LLM_SCHED_SCHED_H
 
 #include "engine/cache/cache.h"
+#include "engine/cache/redis.h"
 #include "engine/sched/request.h"
 
 struct llm_sched;
@@ -28,6 +29,8 @@ struct llm_sched_options {
     bool deterministic;        /* what the backend was loaded with */
     uint64_t max_step_ns;      /* a step is made no longer, as far as can be told; 0: no bound */
     uint64_t host_bytes;       /* of the cache's host tier; 0: none */
+    struct llm_redis *redis;   /* the cache's lowest tier; NULL: none. Outlives the scheduler */
+    uint64_t load_ns;          /* deadline of a load from there */
     uint32_t tenant_percent;   /* of the cache that one tenant's idle pages may fill; 0: all */
     uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
     void *now_ctx;
@@ -104,6 +107,15 @@ int llm_sched_turn(struct llm_sched *s, struct llm_error *err);
 int llm_sched_quiesce(struct llm_sched *s, struct llm_error *err);
 
 struct llm_sched_load llm_sched_load(const struct llm_sched *s);
+
+/* What was decided about loading from Redis: sums since the start, but `faster`. */
+struct llm_sched_loads {
+    uint64_t chosen;   /* loads asked for, as that was faster than computing */
+    uint64_t declined; /* prompts that were rather computed, as that was as fast */
+    uint64_t probes;   /* loads of a page or two asked for to learn how fast it is */
+    bool faster;       /* the last comparison */
+};
+struct llm_sched_loads llm_sched_loads(const struct llm_sched *s);
 
 /* Its cache: to be counted on the model thread, estimated on any, while the scheduler lives. */
 const struct llm_cache *llm_sched_cache(const struct llm_sched *s);

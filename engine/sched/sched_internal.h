@@ -3,6 +3,7 @@
  *   sched.c    submitted, ended
  *   admit.c    the next one to start, by its tenant's counter (fair.c)
  *   pages.c    the pages it starts with, and what it leaves for others
+ *   loads.c    pages of it that come from Redis, where that is worth it (worth.c)
  *   preempt.c  who gives way when slots or pages run out
  *   batch.c    how running sequences become a step, by what it costs (cost.c)
  *   step.c     turns of the backend; tokens handed out
@@ -25,6 +26,7 @@
 #include "engine/sched/cost.h"
 #include "engine/sched/fair.h"
 #include "engine/sched/sched.h"
+#include "engine/sched/worth.h"
 
 #define LLM_STEPS_IN_FLIGHT 2
 
@@ -54,7 +56,12 @@ struct llm_sched {
     struct llm_cost prefill_cost, decode_cost; /* of steps with prompt rows, of those without */
     double margin;    /* how many times longer than expected steps must be taken to be */
     uint64_t copy_ns; /* of a page to or from the host tier, at a cautious guess */
-    uint64_t save_ns; /* of steps, not yet spent on copies */
+    uint64_t save_ns, offer_ns; /* of steps, not yet spent on copies */
+
+    uint64_t page_bytes;
+    uint64_t last_load; /* the number of the last one asked for */
+    uint64_t asked_ns;  /* when something was asked for last; 0: never */
+    struct llm_sched_loads loads;
 };
 
 static inline uint64_t llm_sched_now(const struct llm_sched *s)
@@ -102,6 +109,20 @@ void llm_sched_leave_slot(struct llm_sched *s, struct llm_sequence *q);
 
 /* Starts what may start. */
 void llm_sched_admit(struct llm_sched *s);
+
+/* --- loads.c --- */
+
+/* A sequence starts, for the first time or again, with n_matched pages. */
+void llm_loads_begin(struct llm_sequence *q, bool first);
+
+/* Takes what has arrived. Before the rows of a step are chosen. */
+void llm_loads_take(struct llm_sched *s);
+
+/* Asks for what is worth it. After llm_pages_skip, before the rows of the step are chosen. */
+void llm_loads_ask(struct llm_sched *s);
+
+/* Nothing of what is under way for a sequence is wanted. */
+void llm_loads_cancel(struct llm_sched *s, struct llm_sequence *q);
 
 /* --- preempt.c --- */
 
@@ -155,6 +176,9 @@ uint32_t llm_pages_common(const struct llm_sequence *w, const struct llm_sequenc
 
 /* Rows [from, q->position) were submitted: later steps may read the pages they fill. */
 void llm_pages_written(struct llm_sched *s, struct llm_sequence *q, uint32_t from);
+
+/* A running sequence has sampled what is finite: its pages may be offered to Redis. */
+void llm_pages_prove(struct llm_sched *s, struct llm_sequence *q);
 
 /* Indexes pages of sampled tokens that are full and known to be computed well. */
 void llm_pages_index_sampled(struct llm_sched *s, struct llm_sequence *q);

@@ -78,6 +78,7 @@ static int submit_steps(struct llm_sched *s, struct llm_error *err)
         struct llm_batch *b = batch_in_flight(s, s->n_in_flight);
 
         make_all_ready(s);
+        llm_loads_ask(s);
         llm_batch_fill(s, b);
         if (b->n_rows == 0) {
             break;
@@ -109,6 +110,9 @@ static void deliver(struct llm_sched *s, struct llm_sequence *q, const struct ll
         return;
     }
 
+    if (q->state == LLM_SEQUENCE_RUNNING) {
+        llm_pages_prove(s, q);
+    }
     for (uint32_t i = 0; i < sampled->n_tokens; i++) {
         struct llm_token t = {
             .id = sampled->tokens[i],
@@ -193,17 +197,26 @@ static int deliver_step(struct llm_sched *s, const struct llm_batch *b,
 
 /* --- turns --- */
 
-/* Pages are copied down into the host tier ahead of time: when there is nothing else to do, and
- * for a small part of the time that steps take. */
+/* Pages are copied down into the host tier, and to Redis, ahead of time: when there is nothing else
+ * to do, and each for a small part of the time that steps take. To Redis a page is copied, sealed
+ * and sent, by the processors that the steps run on, if these run on some. */
 #define SAVES_AT_ONCE 16
 #define SAVE_PART 50
+#define OFFER_COPIES 4
+
+/* How many pages that take page_ns each a step pays for; *ns is what earlier ones have left. */
+static uint32_t paid_by(uint64_t step_ns, uint64_t page_ns, uint64_t *ns)
+{
+    uint64_t n = (*ns + step_ns / SAVE_PART) / page_ns;
+
+    *ns = (*ns + step_ns / SAVE_PART) % page_ns;
+    return n < SAVES_AT_ONCE ? (uint32_t) n : SAVES_AT_ONCE;
+}
 
 static void save_pages(struct llm_sched *s, uint64_t step_ns)
 {
-    uint64_t n = (s->save_ns + step_ns / SAVE_PART) / s->copy_ns;
-
-    s->save_ns = (s->save_ns + step_ns / SAVE_PART) % s->copy_ns;
-    llm_cache_save(s->cache, n < SAVES_AT_ONCE ? (uint32_t) n : SAVES_AT_ONCE);
+    llm_cache_save(s->cache, paid_by(step_ns, s->copy_ns, &s->save_ns));
+    llm_cache_offer(s->cache, paid_by(step_ns, OFFER_COPIES * s->copy_ns, &s->offer_ns));
 }
 
 int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
@@ -212,6 +225,7 @@ int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
     int rc;
 
     s->n_started = 0;
+    llm_loads_take(s);
     do { /* again where all that ran had to give way, so that there is room for what waits */
         freed = s->n_freed;
         llm_sched_admit(s);
@@ -219,6 +233,7 @@ int llm_sched_begin(struct llm_sched *s, struct llm_error *err)
     } while (rc == LLM_OK && s->n_in_flight == 0 && s->n_freed != freed);
     if (rc == LLM_OK && s->n_in_flight == 0) {
         llm_cache_save(s->cache, SAVES_AT_ONCE);
+        llm_cache_offer(s->cache, SAVES_AT_ONCE);
         return LLM_EAGAIN;
     }
     return rc;

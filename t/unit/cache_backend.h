@@ -42,6 +42,11 @@ static int backend_fence_wait(struct llm_backend *b, uint64_t fence)
     return LLM_OK;
 }
 
+static bool backend_fence_done(struct llm_backend *b, uint64_t fence)
+{
+    return fence <= b->n_done;
+}
+
 static int backend_begin(struct llm_backend *b, void *to, const void *from, uint64_t *fence)
 {
     if (b->refuse) {
@@ -84,6 +89,7 @@ static const struct llm_backend_ops backend_ops = {
     .info = backend_info,
     .page_out = backend_page_out,
     .page_in = backend_page_in,
+    .fence_done = backend_fence_done,
     .fence_wait = backend_fence_wait,
 };
 

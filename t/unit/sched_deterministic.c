@@ -1,13 +1,15 @@
 /* The same bits, whatever happens: on the demo model, with --deterministic, a request has the same
  * tokens and log-probabilities in any company, in chunks of any size, preempted or not, whether its
- * prefix is computed, found in memory or brought back from the host tier.
+ * prefix is computed, found in memory, brought back from the host tier or loaded from Redis.
  *
  * Every prompt is answered alone first, by a scheduler that has seen nothing. Then random mixes of
  * them run over backends and schedulers of random sizes, and each answer is compared. 50 mixes, or
  * 2,000 with LLM_LONG=1; LLM_SEED=N repeats a run. On the device that LLM_DEVICE names (cpu). */
 
+#include "engine/base/clock.h"
 #include "engine/sched/sched.h"
 #include "t/unit/device.h"
+#include "t/unit/fake_redis.h"
 #include "t/unit/tap.h"
 
 #include <stdlib.h>
@@ -66,7 +68,7 @@ static uint64_t random_state;
 
 /* What has been seen in the mixes, so that nobody believes in mixes of nothing. */
 static struct {
-    uint64_t hits, host_hits, preempted, cancelled, answers;
+    uint64_t hits, host_hits, loaded, preempted, cancelled, answers;
 } seen;
 
 static uint32_t below(uint32_t n)
@@ -222,7 +224,7 @@ static void make_job(struct job *j, const struct prompt *p, uint32_t nth, uint32
 }
 
 static struct llm_sched *open_sched(const struct setting *s, bool one_form, uint64_t host_bytes,
-                                    uint64_t max_step_ns)
+                                    uint64_t max_step_ns, bool redis)
 {
     static struct llm_backend_ops ops;
     struct llm_sched *sched;
@@ -239,6 +241,8 @@ static struct llm_sched *open_sched(const struct setting *s, bool one_form, uint
                            .deterministic = true,
                            .max_step_ns = max_step_ns,
                            .host_bytes = host_bytes,
+                           .redis = redis ? &fake_redis : NULL,
+                           .load_ns = LLM_NS_PER_S,
                        }, &sink, &sched, &err) == LLM_OK);
     return sched;
 }
@@ -354,7 +358,8 @@ static void random_job(struct job *j)
     }
 }
 
-/* Some requests after others, so that they find what those left. */
+/* Some requests after others, so that they find what those left; in Redis, also what other
+ * schedulers left, on other backends. */
 static bool run_mix(void)
 {
     static struct job jobs[MAX_JOBS];
@@ -362,10 +367,12 @@ static bool run_mix(void)
     uint64_t page_bytes = device.ops->info(s->backend)->layout.page_bytes;
     uint64_t host_bytes = below(3) * 16 * page_bytes;
     struct llm_sched *sched = open_sched(s, below(2) == 0, host_bytes,
-                                         below(2) == 0 ? 0 : 2000000);
+                                         below(2) == 0 ? 0 : 2000000, below(3) > 0);
     struct llm_cache_counts counts;
     bool good = true;
 
+    fake_redis.silent = below(60);
+    fake_redis.missing = below(3) * 10;
     for (uint32_t waves = 2 + below(2); waves > 0; waves--) {
         uint32_t n = 1 + below(MAX_JOBS);
 
@@ -381,8 +388,10 @@ static bool run_mix(void)
     counts = llm_cache_counts(llm_sched_cache(sched));
     seen.hits += counts.hit_tokens[LLM_TIER_MEMORY];
     seen.host_hits += counts.hit_tokens[LLM_TIER_HOST];
+    seen.loaded += counts.hit_tokens[LLM_TIER_REDIS];
     must(llm_sched_quiesce(sched, &err) == LLM_OK);
     llm_sched_free(sched);
+    fake_redis_idle();
     return good;
 }
 
@@ -422,7 +431,7 @@ static void answer_alone(void)
                 prompts[i].alone[nth] = prompts[i].alone[0];
                 continue;
             }
-            sched = open_sched(&settings[0], true, 0, 0);
+            sched = open_sched(&settings[0], true, 0, 0, false);
             make_job(&job, &prompts[i], nth, 1);
             name_pages(&job, LLM_SCOPE_OFF);
             run_jobs(sched, &job, 1);
@@ -447,6 +456,7 @@ static void test_mixes(const char *name, enum llm_latent_dtype latents, uint32_t
     uint32_t wrong = 0;
 
     open_backends(latents);
+    fake_redis_open(device.ops->info(settings[0].backend)->layout.page_bytes);
     answer_alone();
     for (uint32_t i = 0; i < n; i++) {
         uint64_t before = random_state;
@@ -457,6 +467,7 @@ static void test_mixes(const char *name, enum llm_latent_dtype latents, uint32_t
         }
     }
     is_int(wrong, 0, "%u mixes on latents in %s: the same bits", n, name);
+    fake_redis_close();
     close_backends();
 }
 
@@ -477,14 +488,16 @@ int main(void)
         test_mixes("fp8", LLM_LATENT_FP8, n / 5);
     }
 
-    diag("%llu answers, %llu tokens found in memory, %llu in the host tier, %llu turns of "
-         "preempted sequences, %llu cancelled", (unsigned long long) seen.answers,
+    diag("%llu answers, %llu tokens found in memory, %llu in the host tier, %llu loaded, "
+         "%llu turns of preempted sequences, %llu cancelled", (unsigned long long) seen.answers,
          (unsigned long long) seen.hits, (unsigned long long) seen.host_hits,
-         (unsigned long long) seen.preempted, (unsigned long long) seen.cancelled);
+         (unsigned long long) seen.loaded, (unsigned long long) seen.preempted,
+         (unsigned long long) seen.cancelled);
     if (n >= 50) { /* or chance decides */
         ok(seen.hits > 0 && seen.preempted > 0 && seen.cancelled > 0,
            "prefixes were found, sequences preempted and cancelled");
         ok(seen.host_hits > 0, "prefixes came back from the host tier");
+        ok(seen.loaded > 0, "prefixes were loaded from Redis");
     }
     llm_model_close(model);
     return done_testing();

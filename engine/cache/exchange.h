@@ -1,0 +1,45 @@
+/* What is on its way between the pool and Redis: two queues of buffers of the tier's (redis.h) that
+ * copies are using. Copies are made in the order they are asked for, so each queue is left in the
+ * order it was entered. */
+
+#ifndef LLM_CACHE_EXCHANGE_H
+#define LLM_CACHE_EXCHANGE_H
+
+#include "engine/cache/redis.h"
+
+#define LLM_EXCHANGE_IN 256 /* places in a queue: powers of two */
+#define LLM_EXCHANGE_OUT 32
+
+struct llm_page_in {
+    uint64_t fence;
+    uint32_t buffer;
+};
+
+struct llm_page_out {
+    uint64_t fence;
+    uint32_t buffer;
+    bool unwanted; /* what was copied is not to be saved */
+    uint8_t owner[32];
+    struct llm_digest digest;
+    uint32_t ids[LLM_PAGE_TOKENS];
+};
+
+struct llm_exchange {
+    struct llm_redis *redis; /* NULL: none */
+    struct llm_page_in in[LLM_EXCHANGE_IN];    /* number i at i % LLM_EXCHANGE_IN */
+    struct llm_page_out out[LLM_EXCHANGE_OUT]; /* likewise */
+    uint32_t in_begun, in_done, out_begun, out_done;
+    uint32_t cursor; /* of llm_cache_offer: a page */
+};
+
+struct llm_cache;
+
+/* What is under way of this page, or of this owner, is not saved; nor is anything asked for or
+ * saved for the owner before. */
+void llm_exchange_forget(struct llm_cache *c, const struct llm_digest *digest);
+void llm_exchange_purge(struct llm_cache *c, const uint8_t owner[32]);
+
+/* Gives all buffers back. All copies must have been made. */
+void llm_exchange_close(struct llm_cache *c);
+
+#endif
