@@ -2,6 +2,7 @@
 
 #include "engine/backend/device.h"
 #include "engine/base/checked.h"
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/machine.h"
 #include "engine/cache/secret.h"
@@ -291,6 +292,15 @@ int llm_served_check_sizes(const struct llm_served *s, const struct llm_settings
     return choose_sizes(&sized, settings, &options, err);
 }
 
+static void log_load(const struct llm_backend_info *info, uint64_t latent_bytes, uint64_t ns)
+{
+    llm_log(LLM_LOG_INFO, "%s (%s) is ready after %.2f s: %llu MB of weights, %llu MB for steps, "
+            "%llu MB of latents", info->name, info->device, (double) ns / (double) LLM_NS_PER_S,
+            (unsigned long long) info->weight_bytes >> 20,
+            (unsigned long long) info->scratch_bytes >> 20,
+            (unsigned long long) latent_bytes >> 20);
+}
+
 int llm_served_load(struct llm_served *s, const struct llm_settings *settings,
                     const struct llm_served_watch *watch, struct llm_error *err)
 {
@@ -305,6 +315,7 @@ int llm_served_load(struct llm_served *s, const struct llm_settings *settings,
         .progress = watch->progress,
         .progress_ctx = watch->progress_ctx,
     };
+    uint64_t begin = 0;
     int rc;
 
     rc = choose_sizes(s, settings, &options, err);
@@ -312,10 +323,14 @@ int llm_served_load(struct llm_served *s, const struct llm_settings *settings,
         rc = llm_model_verify(s->model, watch->progress, watch->progress_ctx, err);
     }
     if (rc == LLM_OK) {
+        begin = llm_now_ns();
         rc = s->ops->load(s->model, &options, &s->backend, err);
     }
     if (rc == LLM_OK) { /* what was read for a device may have been cut meanwhile */
         rc = llm_model_check(s->model, err);
+    }
+    if (rc == LLM_OK) {
+        log_load(s->ops->info(s->backend), options.latent_bytes, llm_now_ns() - begin);
     }
     return rc;
 }
