@@ -417,6 +417,8 @@ struct llm_ipc_state {
 enum llm_ipc_tier {
     LLM_IPC_TIER_MEMORY = 0, /* the latent pool */
     LLM_IPC_TIER_HOST = 1,
+    LLM_IPC_TIER_REDIS = 2, /* tokens that came from there in time, though they were missed first;
+                             * what it holds is not counted here */
     LLM_IPC_TIERS = 4, /* places in a list of counters */
 };
 
@@ -427,7 +429,7 @@ enum llm_ipc_counter {
     LLM_IPC_COUNT_HIT_TOKENS = 0,    /* by tier: found there instead of computed */
     LLM_IPC_COUNT_EVICTED_PAGES = 4, /* by tier: that had to make room */
     LLM_IPC_COUNT_CACHED_BYTES = 8,  /* by tier */
-    LLM_IPC_COUNT_MISS_TOKENS = 12,  /* in full pages of prompts, that had to be computed */
+    LLM_IPC_COUNT_MISS_TOKENS = 12,  /* in full pages of prompts, that were in no memory */
     LLM_IPC_TENANT_COUNTS = 16,      /* the first ones, which a tenant has too */
 
     /* of the Redis tier: pages, where nothing else is said */
@@ -444,6 +446,9 @@ enum llm_ipc_counter {
     LLM_IPC_COUNT_REDIS_BREAKER = 26, /* now: enum llm_ipc_breaker */
     LLM_IPC_COUNT_REDIS_FIRST_NS = 27,    /* of late: time to the first page of a look-up, */
     LLM_IPC_COUNT_REDIS_BYTES_PER_S = 28, /* and speed after it; 0: not known yet */
+    LLM_IPC_COUNT_REDIS_CHOSEN = 29,   /* look-ups as loading was faster than computing, */
+    LLM_IPC_COUNT_REDIS_DECLINED = 30, /* prompts that were computed as it was not, and */
+    LLM_IPC_COUNT_REDIS_PROBES = 31,   /* look-ups to learn which it is */
     LLM_IPC_COUNT_REDIS_MISSES = 32,  /* by reason: enum llm_ipc_redis_miss */
 };
 

@@ -195,7 +195,7 @@ static int turns(struct llm_model_thread *m)
 
         llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
         if (m->redis != NULL) {
-            llm_tally_tell_redis(m->state->shared, m->redis);
+            llm_tally_tell_redis(m->state->shared, m->redis, llm_sched_loads(m->sched));
         }
         if (rc == LLM_EAGAIN) {
             llm_mailbox_wait(&m->inbox, IDLE_BEAT_MS);
@@ -267,6 +267,8 @@ static int load(struct llm_model_thread *m)
                                .deterministic = m->settings->deterministic,
                                .max_step_ns = m->settings->max_step_ms * LLM_NS_PER_MS,
                                .host_bytes = m->settings->host_latent_memory,
+                               .redis = m->redis,
+                               .load_ns = m->settings->redis_deadline_ms * LLM_NS_PER_MS,
                                .tenant_percent = m->settings->tenant_latent_percent,
                            },
                            &sink, &m->sched, &m->error);

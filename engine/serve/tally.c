@@ -11,7 +11,9 @@
 #define MAX_NEWCOMERS 64 /* looked at when telling */
 
 _Static_assert((int) LLM_TIER_MEMORY == LLM_IPC_TIER_MEMORY &&
-                   (int) LLM_TIER_HOST == LLM_IPC_TIER_HOST && (int) LLM_N_TIERS <= LLM_IPC_TIERS,
+                   (int) LLM_TIER_HOST == LLM_IPC_TIER_HOST &&
+                   (int) LLM_TIER_REDIS == LLM_IPC_TIER_REDIS &&
+                   (int) LLM_N_SOURCES <= LLM_IPC_TIERS,
                "tiers");
 _Static_assert((int) LLM_REDIS_ABSENT == LLM_IPC_REDIS_ABSENT &&
                    (int) LLM_REDIS_UNWANTED == LLM_IPC_REDIS_UNWANTED &&
@@ -31,8 +33,10 @@ struct llm_tally_tenant {
 static void gather(const struct llm_cache_counts *c, uint64_t counts[N])
 {
     memset(counts, 0, N * sizeof(*counts));
-    for (int i = 0; i < LLM_N_TIERS; i++) {
+    for (int i = 0; i < LLM_N_SOURCES; i++) {
         counts[LLM_IPC_COUNT_HIT_TOKENS + i] = c->hit_tokens[i];
+    }
+    for (int i = 0; i < LLM_N_TIERS; i++) {
         counts[LLM_IPC_COUNT_EVICTED_PAGES + i] = c->evicted_pages[i];
         counts[LLM_IPC_COUNT_CACHED_BYTES + i] = c->bytes[i];
     }
@@ -273,14 +277,15 @@ void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t
     store(t->state->counters, counts, N);
 }
 
-void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis)
+void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis,
+                          struct llm_sched_loads loads)
 {
     const struct llm_redis_counts c = llm_redis_counts(redis);
     const struct llm_redis_rates rates = llm_redis_rates(redis);
     const uint64_t words[] = {
         c.loads, c.hits, c.saved, c.already_there, c.over_quota, c.unsaved, c.bytes_in,
         c.bytes_out, c.connects, c.drops, (uint64_t) c.breaker + 1, rates.first_ns,
-        rates.bytes_per_s,
+        rates.bytes_per_s, loads.chosen, loads.declined, loads.probes,
     };
 
     store(&state->counters[LLM_IPC_COUNT_REDIS_LOADS], words, sizeof(words) / sizeof(words[0]));

@@ -9,9 +9,8 @@
 #ifndef LLM_SERVE_TALLY_H
 #define LLM_SERVE_TALLY_H
 
-#include "engine/cache/cache.h"
-#include "engine/cache/redis.h"
 #include "engine/ipc/abi.h"
+#include "engine/sched/sched.h"
 
 struct llm_tally_tenant;
 
@@ -29,8 +28,10 @@ struct llm_tally { /* zero-initialised but for `state` */
 /* Tells what has changed. idle: there is nothing else to do. */
 void llm_tally_tell(struct llm_tally *t, const struct llm_cache *cache, uint64_t now_ns, bool idle);
 
-/* The same of the Redis tier, which counts by itself: a few words, stored whatever has changed. */
-void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis);
+/* The same of the Redis tier, which counts by itself, and of what the scheduler decided about it: a
+ * few words, stored whatever has changed. */
+void llm_tally_tell_redis(struct llm_ipc_state *state, const struct llm_redis *redis,
+                          struct llm_sched_loads loads);
 
 void llm_tally_free(struct llm_tally *t);
 

@@ -115,7 +115,7 @@ sub state {
 
 # struct llm_ipc_state.counters, by enum llm_ipc_counter and enum llm_ipc_redis_miss
 my @redis = qw(loads hits saved there over_quota unsaved bytes_in bytes_out connects drops breaker
-    first_ns bytes_per_s);
+    first_ns bytes_per_s chosen declined probes);
 my @misses = qw(absent late down refused protocol corrupt stale unwanted);
 
 sub redis {
