@@ -460,3 +460,12 @@ extern "C" int llm_cuda_attend(const struct llm_cuda_attention *a, struct llm_cu
     return llm::launch(llm::combine_kernel, dim3(a->n_queries * a->n_heads, a->n_seqs),
                        llm::kCombineThreads, 0, q, *a);
 }
+
+extern "C" int llm_cuda_attend_many(const struct llm_cuda_attention *a, struct llm_cuda_queue q)
+{
+    struct llm_cuda_attention whole = *a;
+
+    whole.split_pages = UINT32_MAX / LLM_CUDA_PAGE_TOKENS;
+    whole.max_splits = 1;
+    return llm_cuda_attend(&whole, q);
+}

@@ -63,7 +63,28 @@ __device__ __forceinline__ float element(const struct llm_cuda_matrix &m, uint32
            * m.scale[row / m.block_rows * m.scale_stride + col / m.block_cols];
 }
 
-/* The same where the type is known only now; f is called with it as a template argument. */
+/* Column col of a row of latents, the rope elements behind the rank; bytes of any alignment. */
+template <int Dtype>
+__device__ __forceinline__ float latent(const struct llm_cuda_plane &p, const uint8_t *row,
+                                        uint32_t col)
+{
+    if (Dtype == LLM_CUDA_LATENT_F32) {
+        return reinterpret_cast<const float *>(row)[col];
+    }
+    if (Dtype == LLM_CUDA_LATENT_BF16) {
+        return f32_of_bf16(reinterpret_cast<const uint16_t *>(row)[col]);
+    }
+    if (col >= p.rank) {
+        const uint8_t *h = row + p.rope_offset + (col - p.rank) * 2;
+
+        return f32_of_bf16((uint16_t) (h[0] | h[1] << 8));
+    }
+    const uint8_t *s = row + p.scale_offset + col / LLM_CUDA_SCALE_BLOCK * 4;
+    return f32_of_e4m3(row[col])
+           * __uint_as_float(s[0] | s[1] << 8 | s[2] << 16 | (uint32_t) s[3] << 24);
+}
+
+/* f, called with the type of a matrix as a template argument. */
 template <typename F>
 __device__ __forceinline__ void with_dtype(enum llm_cuda_dtype dtype, F f)
 {

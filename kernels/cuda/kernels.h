@@ -342,6 +342,42 @@ struct llm_cuda_latents {
 
 int llm_cuda_latents(const struct llm_cuda_latents *l, struct llm_cuda_queue q);
 
+/* --- prompt.cu: attention of prompts in the decompressed form, whose products are fewer --- */
+
+#define LLM_CUDA_NOPE 128 /* elements of a head's queries and keys that are not rotated */
+#define LLM_CUDA_V 128    /* elements of a head's values */
+
+/* rows[t] = row t of a sequence, t < n_keys, as bf16: latents times their scales, then the rope
+ * elements; row t is in page pages[t / 64]. What llm_cuda_linears_many multiplies with kv_b as it
+ * is stored to make the keys and values of all heads. */
+int llm_cuda_gather(const struct llm_cuda_plane *plane, const uint32_t *pages, uint32_t n_keys,
+                    void *rows, size_t ld, struct llm_cuda_queue q);
+
+/* For queries i < n_queries of a sequence, the last of its n_keys rows, and each head:
+ *
+ *   out = sum over t of softmax_t(scale * (q_nope . k_t + q_rope . rope_t)) * v_t
+ *
+ * over rows t <= n_keys - n_queries + i. All in bf16. Of row i and head h, q_nope is at
+ * q + i * ld_q + h * q_step, q_rope likewise (as llm_cuda_latents leaves it in a query); k_t is at
+ * kv + t * ld_kv + h * 256 and v_t behind it; rope_t is at rope + t * ld_rope; out is
+ * [n_queries][n_heads][128], rows ld_out apart. */
+struct llm_cuda_prompt {
+    uint32_t n_queries, n_keys, n_heads;
+    float scale;
+    const void *q;
+    size_t ld_q, q_step;
+    const void *q_rope;
+    size_t ld_q_rope, q_rope_step;
+    const void *kv;
+    size_t ld_kv;
+    const void *rope;
+    size_t ld_rope;
+    void *out;
+    size_t ld_out;
+};
+
+int llm_cuda_attend_prompt(const struct llm_cuda_prompt *p, struct llm_cuda_queue q);
+
 /* --- plain_attention.cu --- */
 
 #define LLM_CUDA_PLAIN_SPLIT_PAGES 4 /* part of the numerics */

@@ -32,27 +32,6 @@ struct stats {
     float max, sum, old_factor, factor;
 };
 
-/* Column col of a row of latents, the rope elements behind the rank; bytes of any alignment. */
-template <int Dtype>
-__device__ __forceinline__ float latent(const struct llm_cuda_plane &p, const uint8_t *row,
-                                        uint32_t col)
-{
-    if (Dtype == LLM_CUDA_LATENT_F32) {
-        return reinterpret_cast<const float *>(row)[col];
-    }
-    if (Dtype == LLM_CUDA_LATENT_BF16) {
-        return f32_of_bf16(reinterpret_cast<const uint16_t *>(row)[col]);
-    }
-    if (col >= p.rank) {
-        const uint8_t *h = row + p.rope_offset + (col - p.rank) * 2;
-
-        return f32_of_bf16((uint16_t) (h[0] | h[1] << 8));
-    }
-    const uint8_t *s = row + p.scale_offset + col / LLM_CUDA_SCALE_BLOCK * 4;
-    return f32_of_e4m3(row[col])
-           * __uint_as_float(s[0] | s[1] << 8 | s[2] << 16 | (uint32_t) s[3] << 24);
-}
-
 /* Columns col … of keys [first, n_keys) of a sequence, in fp32; zeros beyond `end` and n_keys. */
 template <int Dtype>
 __device__ __forceinline__ void load_strip(const struct llm_cuda_plain_attention &a,

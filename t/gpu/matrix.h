@@ -6,7 +6,7 @@
 #include "t/gpu/gpu.h"
 
 /* n matrices one behind the other, `step` bytes and `scale_step` floats apart, with NaN between
- * rows; m is that of the device. */
+ * rows; m is that of the device. aligned: as the fast path has them. */
 struct matrices {
     struct llm_cuda_matrix m;
     size_t step, scale_step;
@@ -29,15 +29,15 @@ static float f32_of_f16(uint16_t h)
 
 __attribute__((unused)) static struct matrices random_matrices(enum llm_cuda_dtype dtype,
                                                                uint32_t rows, uint32_t cols,
-                                                               uint32_t n)
+                                                               uint32_t n, bool aligned)
 {
     size_t size = element_size(dtype), n_scales;
     struct matrices m = {.m = {.dtype = dtype, .rows = rows, .cols = cols}};
 
-    m.m.stride = (cols + rnd(3)) * size;
-    m.step = m.m.stride * rows + rnd(3) * 4 * size;
-    m.m.block_rows = rnd(2) ? 128 : 1 + rnd(40);
-    m.m.block_cols = rnd(2) ? 128 : 1 + rnd(40);
+    m.m.stride = aligned ? (cols * size + 15) / 16 * 16 + rnd(2) * 16 : (cols + rnd(3)) * size;
+    m.step = m.m.stride * rows + rnd(3) * (aligned ? 16 : 4 * size);
+    m.m.block_rows = aligned || rnd(2) ? 128 : 1 + rnd(40);
+    m.m.block_cols = aligned || rnd(2) ? 128 : 1 + rnd(40);
     m.m.scale_stride = (cols + m.m.block_cols - 1) / m.m.block_cols + rnd(2);
     m.scale_step = m.m.scale_stride * ((rows + m.m.block_rows - 1) / m.m.block_rows) + rnd(2);
     n_scales = m.scale_step * n;

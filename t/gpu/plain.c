@@ -29,7 +29,8 @@ static void test_linear(enum llm_cuda_dtype dtype, uint32_t n_rows, uint32_t n, 
 {
     uint32_t n_batch = 1 + rnd(3), first = rnd(9), step = n + rnd(5);
     uint32_t n_in = transposed ? n : cols, n_out = transposed ? cols : n;
-    struct matrices m = random_matrices(dtype, first + step * (n_batch - 1) + n, cols, 1);
+    uint32_t rows = first + step * (n_batch - 1) + n;
+    struct matrices m = random_matrices(dtype, rows, cols, 1, false);
     struct llm_cuda_plain l = {
         .w = m.m,
         .first = first,
@@ -97,9 +98,9 @@ static void test_linear(enum llm_cuda_dtype dtype, uint32_t n_rows, uint32_t n, 
 static void test_experts(enum llm_cuda_dtype dtype, uint32_t n_tokens, uint32_t hidden,
                          uint32_t width, uint32_t n_experts)
 {
-    struct matrices gate = random_matrices(dtype, width, hidden, n_experts);
-    struct matrices up = random_matrices(dtype, width, hidden, n_experts);
-    struct matrices down = random_matrices(dtype, hidden, width, n_experts);
+    struct matrices gate = random_matrices(dtype, width, hidden, n_experts, false);
+    struct matrices up = random_matrices(dtype, width, hidden, n_experts, false);
+    struct matrices down = random_matrices(dtype, hidden, width, n_experts, false);
     struct llm_cuda_plain_experts e = {
         .gate = gate.m, .gate_step = gate.step, .gate_scale_step = gate.scale_step,
         .up = up.m,     .up_step = up.step,     .up_scale_step = up.scale_step,

@@ -8,7 +8,7 @@ static const struct llm_cuda_queue queue;
 static void test_embed(enum llm_cuda_dtype dtype)
 {
     uint32_t width = 1 + rnd(700), n = 1 + rnd(20), vocab = 1 + rnd(90), n_slots = 4;
-    struct matrices m = random_matrices(dtype, vocab, width, 1);
+    struct matrices m = random_matrices(dtype, vocab, width, 1, false);
     uint32_t tokens[20], slots[20], last[4];
     struct llm_cuda_rows rows = {.n = n};
     size_t ldx = width + rnd(3);
@@ -232,7 +232,7 @@ static void test_add_experts(enum llm_cuda_dtype dtype)
 static void test_unpack(enum llm_cuda_dtype dtype, enum llm_cuda_dtype to)
 {
     uint32_t rows = 1 + rnd(50), cols = 1 + rnd(300);
-    struct matrices m = random_matrices(dtype, rows, cols, 1);
+    struct matrices m = random_matrices(dtype, rows, cols, 1, false);
     size_t ldo = cols + rnd(3);
     void *out = device_poisoned(rows * ldo * 4);
     float *got;

@@ -1,0 +1,117 @@
+/* Products by warpgroups, on Hopper: instructions that CUDA C++ has no name for (PTX ISA,
+ * "Asynchronous Warpgroup Level Matrix Multiply-Accumulate"). Operands in shared memory are rows of
+ * 128 bytes, eight of them a kilobyte, with piece p of 16 bytes of row r at p ^ r % 8. */
+
+#ifndef KERNELS_CUDA_GROUP_CUH
+#define KERNELS_CUDA_GROUP_CUH
+
+#include "kernels/cuda/device.cuh"
+
+namespace llm {
+
+constexpr int kGroupThreads = 4 * kWarp;
+constexpr int kSums = 64; /* of a thread: 64 x 128 of the group */
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ __forceinline__ void begin_products()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void commit_products()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int N>
+__device__ __forceinline__ void wait_for_products()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/* Until sums are there: what reads them stays behind. */
+__device__ __forceinline__ void wait_for_sums(float (&c)[kSums])
+{
+    wait_for_products<0>();
+#pragma unroll
+    for (int i = 0; i < kSums; i++) {
+        asm volatile("" : "+f"(c[i])::"memory");
+    }
+}
+
+/* What the copies wrote into shared memory can be read by the tensor cores. */
+__device__ __forceinline__ void publish_copies()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* An operand whose rows run along the sum: 16 columns of them. Or across it: 16 rows, of which the
+ * next 64 columns are `step` bytes on. */
+__device__ __forceinline__ uint64_t descriptor_of(const void *p, uint32_t step = 16)
+{
+    uint64_t at = __cvta_generic_to_shared(p);
+
+    return (at & 0x3ffff) >> 4 | (uint64_t) (step >> 4) << 16 | (uint64_t) (1024 >> 4) << 32
+           | (uint64_t) 1 << 62;
+}
+
+#define LLM_SUMS_8(c, i)                                                                          \
+    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),   \
+        "+f"(c[i + 6]), "+f"(c[i + 7])
+
+#define LLM_PRODUCT(add)                                                                          \
+    "{\n"                                                                                         \
+    ".reg .pred p;\n"                                                                             \
+    "setp.ne.b32 p, " add ", 0;\n"                                                                \
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "                                      \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                     \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "            \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "            \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+
+#define LLM_SUMS_64(c)                                                                            \
+    LLM_SUMS_8(c, 0), LLM_SUMS_8(c, 8), LLM_SUMS_8(c, 16), LLM_SUMS_8(c, 24), LLM_SUMS_8(c, 32),  \
+        LLM_SUMS_8(c, 40), LLM_SUMS_8(c, 48), LLM_SUMS_8(c, 56)
+
+/* c = (add ? c : 0) + a b for a of 64 x 16, of the warpgroup's registers or of shared memory, and b
+ * of 16 x 128. */
+__device__ __forceinline__ void multiply(float (&c)[kSums], const uint32_t (&a)[4], uint64_t b,
+                                         bool add)
+{
+    asm volatile(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+                 : LLM_SUMS_64(c)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
+}
+
+/* The same for b whose rows run across the sum. */
+__device__ __forceinline__ void multiply_across(float (&c)[kSums], const uint32_t (&a)[4],
+                                                uint64_t b, bool add)
+{
+    asm volatile(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+                 : LLM_SUMS_64(c)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
+}
+
+__device__ __forceinline__ void multiply(float (&c)[kSums], uint64_t a, uint64_t b, bool add)
+{
+    asm volatile(LLM_PRODUCT("%66") "%64, %65, p, 1, 1, 0, 0;\n}\n"
+                 : LLM_SUMS_64(c)
+                 : "l"(a), "l"(b), "r"((int) add));
+}
+
+extern __shared__ uint8_t dynamic[];
+
+/* Shared memory from the next kilobyte on. */
+__device__ __forceinline__ uint8_t *aligned_shared()
+{
+    uint32_t at = (uint32_t) __cvta_generic_to_shared(dynamic);
+
+    return dynamic + (1024 - at % 1024) % 1024;
+}
+
+#endif
+
+} // namespace llm
+
+#endif
