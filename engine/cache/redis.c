@@ -55,9 +55,7 @@ struct llm_redis {
 static void take_notes(struct llm_redis *r)
 {
     struct llm_redis_note note;
-    eventfd_t ignored;
 
-    eventfd_read(r->event, &ignored);
     while (llm_redis_ring_take(&r->asked, &note)) {
         switch (note.kind) {
         case NOTE_LOAD:
@@ -125,26 +123,31 @@ static void *thread_main(void *arg)
     struct llm_redis *r = arg;
     const struct llm_redis_options *o = &r->common.options;
 
-    for (;;) {
-        struct pollfd fds[3] = {{.fd = r->event, .events = POLLIN}};
-        nfds_t n = 1;
+    struct pollfd fds[3] = {{.fd = r->event, .events = POLLIN}};
 
+    for (;;) {
+        uint64_t now;
+
+        if (fds[0].revents != 0) {
+            eventfd_read(r->event, &(eventfd_t){0}); /* before the notes are taken */
+        }
         take_notes(r);
         if (r->quit) {
             break;
         }
-        llm_redis_loader_turn(&r->loader, o->now(o->now_ctx));
-        llm_redis_saver_turn(&r->saver, o->now(o->now_ctx));
+        now = o->now(o->now_ctx);
+        llm_redis_loader_turn(&r->loader, fds[1].revents, now);
+        llm_redis_saver_turn(&r->saver, fds[2].revents, now);
         tell(r);
-        tell_log(r, o->now(o->now_ctx));
+        tell_log(r, now);
         if (r->loader.arrived && o->wake != NULL) {
             o->wake(o->wake_ctx);
         }
         r->loader.arrived = false;
 
-        n += llm_redis_link_poll(&r->loader.link, &fds[n]);
-        n += llm_redis_link_poll(&r->saver.link, &fds[n]);
-        poll(fds, n, timeout_ms(r, o->now(o->now_ctx)));
+        fds[1] = llm_redis_link_poll(&r->loader.link);
+        fds[2] = llm_redis_link_poll(&r->saver.link);
+        poll(fds, 3, timeout_ms(r, o->now(o->now_ctx)));
     }
     return NULL;
 }

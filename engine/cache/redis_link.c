@@ -254,13 +254,9 @@ static enum llm_redis_miss begin(struct llm_redis_link *l, uint64_t now)
 
 static enum llm_redis_miss go_on(struct llm_redis_link *l, uint64_t now)
 {
-    struct pollfd p = {.fd = l->fd, .events = POLLOUT};
     socklen_t len = sizeof(int);
     int error = 0;
 
-    if (poll(&p, 1, 0) <= 0) {
-        return LLM_LINK_FINE;
-    }
     if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0 || error != 0) {
         return unreachable(l, now, strerror(error));
     }
@@ -440,14 +436,16 @@ static enum llm_redis_miss receive(struct llm_redis_link *l, uint64_t now)
 
 /* --- in turn --- */
 
-bool llm_redis_link_poll(const struct llm_redis_link *l, struct pollfd *p)
+struct pollfd llm_redis_link_poll(const struct llm_redis_link *l)
 {
-    p->fd = l->fd;
-    p->events = l->state == LLM_LINK_CONNECTING ? POLLOUT : POLLIN;
-    if (l->state >= LLM_LINK_GREETING && l->out.len > 0) {
-        p->events |= POLLOUT;
+    struct pollfd p = {.fd = l->fd, .events = POLLIN};
+
+    if (l->state == LLM_LINK_CONNECTING) {
+        p.events = POLLOUT;
+    } else if (l->out.len > 0) {
+        p.events |= POLLOUT;
     }
-    return l->fd >= 0;
+    return p;
 }
 
 uint64_t llm_redis_link_next(const struct llm_redis_link *l)
@@ -458,20 +456,19 @@ uint64_t llm_redis_link_next(const struct llm_redis_link *l)
     return l->state < LLM_LINK_UP ? l->limit : UINT64_MAX;
 }
 
-enum llm_redis_miss llm_redis_link_turn(struct llm_redis_link *l, uint64_t now)
+enum llm_redis_miss llm_redis_link_turn(struct llm_redis_link *l, short revents, uint64_t now)
 {
     enum llm_redis_miss verdict = LLM_LINK_FINE;
 
     if (l->state == LLM_LINK_DOWN && llm_breaker_try(&l->breaker, now)) {
         verdict = begin(l, now);
-    } else if (l->state == LLM_LINK_CONNECTING) {
+    } else if (l->state == LLM_LINK_CONNECTING && revents != 0) {
         verdict = go_on(l, now);
+    } else if (l->state >= LLM_LINK_GREETING && (revents & ~POLLOUT) != 0) {
+        verdict = receive(l, now);
     }
     if (l->state >= LLM_LINK_GREETING) {
         verdict = llm_redis_link_flush(l, now);
-    }
-    if (l->state >= LLM_LINK_GREETING) {
-        verdict = receive(l, now);
     }
     if ((l->state == LLM_LINK_CONNECTING || l->state == LLM_LINK_GREETING) && now >= l->limit) {
         verdict = unreachable(l, now, "it does not answer");

@@ -88,15 +88,15 @@ void llm_redis_link_init(struct llm_redis_link *l, struct llm_redis_place *place
                          llm_redis_answered *answered, void *ctx);
 void llm_redis_link_free(struct llm_redis_link *l);
 
-/* What to poll for; false: nothing. */
-bool llm_redis_link_poll(const struct llm_redis_link *l, struct pollfd *p);
+/* What to poll for. */
+struct pollfd llm_redis_link_poll(const struct llm_redis_link *l);
 
 /* When there is something to do in turn even if nothing happens, in ns; UINT64_MAX: never. */
 uint64_t llm_redis_link_next(const struct llm_redis_link *l);
 
-/* Connects, sends and receives, as far as it goes without waiting; a bounded amount. Not
- * LLM_LINK_FINE: the connection is gone, or could not be had. */
-enum llm_redis_miss llm_redis_link_turn(struct llm_redis_link *l, uint64_t now);
+/* Connects, sends and receives, as far as it goes without waiting; a bounded amount. revents: what
+ * poll found. Not LLM_LINK_FINE: the connection is gone, or could not be had. */
+enum llm_redis_miss llm_redis_link_turn(struct llm_redis_link *l, short revents, uint64_t now);
 
 /* Sends what was asked for. */
 enum llm_redis_miss llm_redis_link_flush(struct llm_redis_link *l, uint64_t now);

@@ -9,8 +9,11 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Answers under way at most: enough for any link, and not much in vain when one is dropped. */
-#define MAX_OUT_BYTES (16u << 20)
+/* Answers under way: enough for any link, not much in vain when one is dropped, and little enough
+ * for Redis's copies of them to stay in its processor's caches. The next page is always asked for
+ * while one arrives. */
+#define OUT_BYTES (4u << 20)
+#define MIN_OUT 2
 
 #define TURN_PAGES 4 /* asked for a run before it is another's turn */
 
@@ -424,9 +427,9 @@ static void end_runs(struct llm_redis_loader *l, uint64_t now)
     }
 }
 
-void llm_redis_loader_turn(struct llm_redis_loader *l, uint64_t now)
+void llm_redis_loader_turn(struct llm_redis_loader *l, short revents, uint64_t now)
 {
-    enum llm_redis_miss lost = llm_redis_link_turn(&l->link, now);
+    enum llm_redis_miss lost = llm_redis_link_turn(&l->link, revents, now);
 
     if (lost != LLM_LINK_FINE) {
         lose(l, lost, now);
@@ -466,10 +469,10 @@ int llm_redis_loader_init(struct llm_redis_loader *l, struct llm_redis_common *c
                           struct llm_redis_ring *arrivals, uint32_t n_buffers,
                           struct llm_error *err)
 {
-    uint64_t fit = MAX_OUT_BYTES / common->value_bytes, half = n_buffers / 2;
+    uint64_t fit = OUT_BYTES / common->value_bytes, half = n_buffers / 2;
 
     *l = (struct llm_redis_loader){.common = common, .arrivals = arrivals, .n_buffers = n_buffers};
-    l->max_out = fit == 0 ? 1 : (uint32_t) (fit < half ? fit : half);
+    l->max_out = (uint32_t) (fit < MIN_OUT ? MIN_OUT : fit < half ? fit : half);
     llm_redis_link_init(&l->link, &common->place, common->value_bytes, answered, l);
     l->in = calloc(n_buffers, sizeof(*l->in));
     l->memory = llm_memory_map(n_buffers * common->page_bytes);

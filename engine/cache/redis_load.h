@@ -80,8 +80,8 @@ void llm_redis_loader_free(struct llm_redis_loader *l);
 void llm_redis_loader_add(struct llm_redis_loader *l, struct llm_redis_run *run);
 void llm_redis_loader_give_back(struct llm_redis_loader *l, uint32_t buffer);
 
-/* Does what can be done without waiting. */
-void llm_redis_loader_turn(struct llm_redis_loader *l, uint64_t now);
+/* Does what can be done without waiting; revents: what poll found on the link. */
+void llm_redis_loader_turn(struct llm_redis_loader *l, short revents, uint64_t now);
 
 /* When there is something to do even if nothing happens. */
 uint64_t llm_redis_loader_next(const struct llm_redis_loader *l);

@@ -424,9 +424,9 @@ static void delete_all(struct llm_redis_saver *s)
     }
 }
 
-void llm_redis_saver_turn(struct llm_redis_saver *s, uint64_t now)
+void llm_redis_saver_turn(struct llm_redis_saver *s, short revents, uint64_t now)
 {
-    enum llm_redis_miss lost = llm_redis_link_turn(&s->link, now);
+    enum llm_redis_miss lost = llm_redis_link_turn(&s->link, revents, now);
 
     if (lost == LLM_LINK_FINE && s->link.state == LLM_LINK_UP) {
         if (any_late(s, now)) {

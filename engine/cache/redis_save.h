@@ -72,7 +72,7 @@ void llm_redis_saver_add(struct llm_redis_saver *s, uint32_t buffer);
 /* For llm_redis_loader.delete; ctx: the saver. */
 void llm_redis_saver_delete(void *ctx, const char *name);
 
-void llm_redis_saver_turn(struct llm_redis_saver *s, uint64_t now);
+void llm_redis_saver_turn(struct llm_redis_saver *s, short revents, uint64_t now);
 uint64_t llm_redis_saver_next(const struct llm_redis_saver *s);
 
 #endif

@@ -83,7 +83,7 @@ static bool sums_are_right(struct tier *t, uint64_t asked)
     return c.hits + sum_of_misses(&c) == asked;
 }
 
-/* Asks for the pages three times, or for 200 ms: every load ends in time. Returns pages asked for. */
+/* Asks for the pages three times, or for 200 ms; every load ends. Returns pages asked for. */
 static uint64_t use(struct tier *t, uint64_t *longest)
 {
     uint64_t end = llm_now_ns() + 200 * LLM_NS_PER_MS, asked = 0;

@@ -23,6 +23,8 @@ static const struct good good[] = {
     {"redis+unix:///run/a@b", "/run/a@b", "", "", "", "", 0},
 };
 
+#define DIGITS_50 "01234567890123456789012345678901234567890123456789"
+
 static const char *const bad[] = {
     "", "h", "http://h", "redis:/h", "redis://", "redis://:6379", "redis://h:", "redis://h:0",
     "redis://h:65536", "redis://h:6379x", "redis://h:999999", "redis://h/x", "redis://h/65536",
@@ -30,8 +32,7 @@ static const char *const bad[] = {
     "redis://u:%zz@h", "redis://u:%00@h", "redis://[::1", "redis://[::1]x", "redis://a%20b",
     "redis+unix://", "redis+unix://run", "redis+unix:///", "redis+unix://u:p@run/x",
     "redis+unix:///run?x=1", "redis+unix:///run?db=", "redis+unix:///run?db=-1",
-    "redis+unix:///0123456789012345678901234567890123456789012345678901234567890123456789012345678"
-    "9012345678901234567890123456789",
+    "redis+unix:///" DIGITS_50 DIGITS_50 DIGITS_50,
 };
 
 static void is_understood(const struct good *g)
