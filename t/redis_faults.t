@@ -1,0 +1,112 @@
+#!/usr/bin/perl
+
+# A Redis that is bad in every way there is, under traffic: no request fails, every answer is what
+# it is without Redis, no request is held up, nothing grows, and when it is good again it is used
+# again.
+
+use strict;
+use warnings;
+
+use lib 't/lib';
+use LLM::Faults;
+use LLM::Test;
+
+my $t = LLM::Test->new;
+srand(23);
+
+# Eight pages of memory, which one prompt nearly fills: what is asked for is in Redis, or nowhere.
+my @common = ('--max-context', '512', '--latent-memory', '6m');
+my $redis = $t->redis(maxmemory => '512mb');
+my $relay = $t->relay($redis);
+my $faults = LLM::Faults->new($redis, $relay);
+my $plain = $t->engine(args => \@common);
+my $engine = $t->engine(args => [ @common, '--redis', $relay->url, '--secret-file', $t->secret,
+    '--redis-deadline-ms', 30, '--log-level', 'info' ]);
+my ($without, $with) = map { $t->nginx(engine => $_) } $plain, $engine;
+
+sub request {
+    my ($prompt) = @_;
+
+    return { prompt => $prompt, max_tokens => 4, temperature => 0, ignore_eos => \1,
+        stream => \1 };
+}
+
+# What it says, and when the first word came.
+sub ask {
+    my ($nginx, $prompt) = @_;
+    my $c = $nginx->client(timeout => 30);
+
+    $c->request('POST', '/v1/completions', json => request($prompt));
+    my $r = $c->response;
+    my $asked = $r->times->{asked};
+    my ($first, $text) = (undef, '');
+    while (my $e = $r->event) {
+        my $piece = ($e->{json} // {})->{choices}[0]{text} // next;
+        $first //= $e->{time} - $asked if $piece ne '';
+        $text .= $piece;
+    }
+    return ($r->status == 200 && $r->done ? $text : 'failed: ' . $r->status, $first // 30);
+}
+
+my @prompts = map { [ map { 300 + int rand 3000 } 1 .. 400 ] } 1 .. 4;
+my (@texts, $slowest);
+for my $prompt (@prompts, @prompts) {
+    my ($text, $first) = ask($without, $prompt);
+
+    push @texts, $text if @texts < @prompts;
+    $slowest = $first if $first > ($slowest // 0);
+}
+
+# All of the known prompts, and a new one, which is to be saved.
+sub traffic {
+    my ($name) = @_;
+    my ($wrong, $late) = (0, 0);
+
+    for my $i (0 .. $#prompts) {
+        my ($text, $first) = ask($with, $prompts[$i]);
+
+        $wrong++ if $text ne $texts[$i];
+        $late++ if $first > 3 * $slowest + 0.5;
+    }
+    my ($text) = ask($with, [ map { 300 + int rand 3000 } 1 .. 200 ]);
+    $wrong++ if $text =~ /^failed/;
+    is($wrong, 0, "$name: every answer is right");
+    is($late, 0, "$name: and comes in time");
+}
+
+sub rss { return slurp('/proc/' . $engine->pid . '/status') =~ /^VmRSS:\s+(\d+)/m ? $1 : 0 }
+
+# Asks until a page comes from Redis.
+sub recovers {
+    my ($name) = @_;
+    my $before = $engine->redis->{hits};
+    my $i = 0;
+
+    return ok(wait_until(20, sub {
+        ask($with, $prompts[ $i++ % @prompts ]);
+        return $engine->redis->{hits} > $before;
+    }), "$name: then Redis is used again") || diag(explain($engine->redis));
+}
+
+traffic('at first');
+recovers('warm');
+my $rss = rss();
+
+for my $name ($faults->names) {
+    $faults->begin($name);
+    traffic($name);
+    $faults->end($name);
+    recovers($name);
+}
+
+my $grown = rss() - $rss;
+cmp_ok($grown, '<', 64 << 10, "all of that took $grown kB") if !$ENV{LLM_SANITIZE};
+my $counts = $engine->redis;
+for my $why (qw(absent late down refused protocol corrupt)) {
+    cmp_ok($counts->{$why}, '>', 0, "misses are counted by reason: $why");
+}
+cmp_ok($counts->{drops}, '>', 0, 'connections were dropped');
+unlike($engine->log_text, qr/change-me|llm1:/, 'no password and no name of a key in the log');
+cmp_ok(scalar(split /\n/, $engine->log_text), '<', 200, 'nor many lines');
+
+$t->finish;
