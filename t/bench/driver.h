@@ -96,8 +96,8 @@ static void bench_open_model(struct driver *d, const char *dir, bool dummy)
     }
 }
 
-/* The backend with so many pages, and the scheduler. */
-static void bench_start(struct driver *d, uint32_t n_pages, struct llm_sched_options options)
+/* A scheduler that has seen nothing, over the backend. */
+static void bench_open_sched(struct driver *d, struct llm_sched_options options)
 {
     const struct llm_sched_sink sink = {
         .ctx = d,
@@ -106,6 +106,25 @@ static void bench_start(struct driver *d, uint32_t n_pages, struct llm_sched_opt
         .ended = bench_on_ended,
         .retired = bench_on_retired,
     };
+    struct llm_error err;
+
+    options.n_vocab = d->model->config.vocab_size;
+    if (llm_sched_new(&llm_backend_cpu, d->backend, &options, &sink, &d->sched, &err) != LLM_OK) {
+        bench_fail(&err);
+    }
+}
+
+static void bench_close_sched(struct driver *d)
+{
+    struct llm_error err;
+
+    llm_sched_quiesce(d->sched, &err);
+    llm_sched_free(d->sched);
+}
+
+/* The backend with so many pages, and the scheduler. */
+static void bench_start(struct driver *d, uint32_t n_pages, struct llm_sched_options options)
+{
     struct llm_backend_options o = {
         .latent_dtype = LLM_LATENT_BF16,
         .max_context = d->model->config.max_positions < n_pages * LLM_PAGE_TOKENS
@@ -123,19 +142,15 @@ static void bench_start(struct driver *d, uint32_t n_pages, struct llm_sched_opt
     o.latent_bytes = n_pages * layout.page_bytes;
     llm_page_layout_free(&layout);
 
-    options.n_vocab = d->model->config.vocab_size;
-    if (llm_backend_cpu.load(d->model, &o, &d->backend, &err) != LLM_OK ||
-        llm_sched_new(&llm_backend_cpu, d->backend, &options, &sink, &d->sched, &err) != LLM_OK) {
+    if (llm_backend_cpu.load(d->model, &o, &d->backend, &err) != LLM_OK) {
         bench_fail(&err);
     }
+    bench_open_sched(d, options);
 }
 
-static void bench_stop(struct driver *d)
+__attribute__((unused)) static void bench_stop(struct driver *d)
 {
-    struct llm_error err;
-
-    llm_sched_quiesce(d->sched, &err);
-    llm_sched_free(d->sched);
+    bench_close_sched(d);
     llm_backend_cpu.free(d->backend);
 }
 
