@@ -6,6 +6,12 @@
 
 #include "engine/backend/cuda_internal.h"
 
+/* Decompressed, a key and a query of a head are multiplied by 640 operations instead of 2,176;
+ * decompressing takes 262,144 for each key and head: 171 queries. A prompt's own rows have but half
+ * of the others before them. */
+#define MIN_PROMPT_QUERIES 256
+#define MAX_PROMPT_BYTES ((uint64_t) 512 << 20) /* of keys and values */
+
 /* Queries of a sequence up to which its latents' bytes count. */
 #define FEW_QUERIES 4
 
@@ -13,6 +19,9 @@
 #define DETERMINISTIC_SPLIT_PAGES 4
 
 #define QUERY_VECTORS 16 /* that a block of attention takes */
+
+/* What is shorter is summed up in one go: adding up splits takes as long as two pages. */
+#define MIN_SPLIT_PAGES 2
 
 static bool use_many(const struct llm_backend *b, uint32_t n_rows)
 {
@@ -72,17 +81,30 @@ static struct llm_cuda_linear linear(struct llm_cuda_matrix w, const void *x, si
         .w = w, .x = x, .ldx = ldx, .out = out, .ldo = ldo, .store = store, .n_batch = 1};
 }
 
-/* A matrix for each head, one behind the other. */
+/* A matrix for each head, their first rows so many rows apart. */
 static struct llm_cuda_linear by_head(const struct llm_backend *b, struct llm_cuda_linear l,
-                                      size_t x_step, size_t out_step)
+                                      size_t head_rows, size_t x_step, size_t out_step)
 {
     l.n_batch = b->model->config.n_heads;
-    l.w_step = l.w.rows * l.w.stride;
+    l.w_step = head_rows * l.w.stride;
     l.scale_step = l.w.dtype == LLM_CUDA_E4M3
-                       ? l.w.rows / LLM_CUDA_SCALE_BLOCK * l.w.scale_stride : 0;
+                       ? head_rows / LLM_CUDA_SCALE_BLOCK * l.w.scale_stride : 0;
     l.x_step = x_step;
     l.out_step = out_step;
     return l;
+}
+
+/* The first head's W_UV. */
+static struct llm_cuda_matrix values_of(const struct llm_backend *b, struct llm_cuda_matrix kv_b)
+{
+    uint32_t nope = b->model->config.qk_nope_dim;
+
+    kv_b.rows = b->model->config.v_dim;
+    kv_b.data = (const char *) kv_b.data + nope * kv_b.stride;
+    if (kv_b.dtype == LLM_CUDA_E4M3) {
+        kv_b.scale += nope / LLM_CUDA_SCALE_BLOCK * kv_b.scale_stride;
+    }
+    return kv_b;
 }
 
 static void norm(struct llm_backend *b, uint32_t n, const float *add, const float *weight)
@@ -178,11 +200,12 @@ static uint32_t split_pages(const struct llm_backend *b, uint32_t n_seqs, uint32
                             uint32_t n_pages)
 {
     uint64_t wanted = wanted_blocks(b);
+    uint64_t n = (blocks_of(b, n_seqs, n_queries) * n_pages + wanted - 1) / wanted;
 
     if (b->options.deterministic) {
         return DETERMINISTIC_SPLIT_PAGES;
     }
-    return (uint32_t) ((blocks_of(b, n_seqs, n_queries) * n_pages + wanted - 1) / wanted);
+    return n > MIN_SPLIT_PAGES ? (uint32_t) n : MIN_SPLIT_PAGES;
 }
 
 static struct llm_cuda_attention attention_of(const struct llm_backend *b, uint32_t n_seqs,
@@ -228,49 +251,112 @@ uint64_t llm_cuda_fast_partial(const struct llm_backend *b)
     return most;
 }
 
-static void attend(struct llm_backend *b, const struct llm_cuda_run *r)
+/* From b->q to b->attended through the space of the latents, where all heads share a row. */
+static void attend(struct llm_backend *b, const struct llm_cuda_run *r,
+                   const struct llm_cuda_piece *p)
 {
     const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+    size_t heads = c->n_heads, nope = c->qk_nope_dim, rank = c->kv_lora_rank, v = c->v_dim;
+    size_t q_head = nope + c->qk_rope_dim, width = b->latent_width, row = p->row * heads;
+    const char *q = (const char *) b->q + row * q_head * 2;
+    char *query = (char *) b->query + row * width * 2;
+    char *context = (char *) b->context + row * rank * 2;
+    char *attended = (char *) b->attended + row * v * 2;
+    uint32_t n = p->n_seqs * p->n_queries;
+    struct llm_cuda_attention a =
+        attention_of(b, p->n_seqs, p->n_queries, (uint32_t) llm_cuda_pages(p->n_keys));
 
-    for (uint32_t i = 0; i < r->step->n_pieces; i++) {
-        const struct llm_cuda_piece *p = &r->step->pieces[i];
-        struct llm_cuda_attention a = attention_of(b, p->n_seqs, p->n_queries, p->max_pages);
-        size_t row = (size_t) p->row * c->n_heads * 2; /* bytes of an element of each head */
+    a.latents = llm_cuda_plane_of(b, r->layer).data;
+    a.pages = r->rows.pages + p->line * r->rows.pages_step;
+    a.pages_step = r->rows.pages_step;
+    a.n_keys = r->n_keys + p->key;
+    a.queries = query;
+    a.out = context;
+    a.partial = b->partial;
 
-        a.latents = llm_cuda_plane_of(b, r->layer).data;
-        a.pages = r->rows.pages + p->line * r->rows.pages_step;
-        a.pages_step = r->rows.pages_step;
-        a.n_keys = r->n_keys + p->key;
-        a.queries = (const char *) b->query + row * b->latent_width;
-        a.out = (char *) b->context + row * c->kv_lora_rank;
-        a.partial = b->partial;
-        llm_cuda_try(b,
-                     is_few(b, p->n_queries) ? llm_cuda_attend(&a, llm_cuda_next(b))
-                                             : llm_cuda_attend_many(&a, llm_cuda_next(b)),
-                     "attention");
+    run_linear(b,
+               by_head(b, linear(l->w_uk, q, heads * q_head, query, heads * width,
+                                 LLM_CUDA_SET_BF16), rank, q_head, width), n);
+    llm_cuda_try(b,
+                 is_few(b, p->n_queries) ? llm_cuda_attend(&a, llm_cuda_next(b))
+                                         : llm_cuda_attend_many(&a, llm_cuda_next(b)),
+                 "attention");
+    run_linear(b,
+               by_head(b, linear(values_of(b, l->kv_b), context, heads * rank, attended, heads * v,
+                                 LLM_CUDA_SET_BF16), nope + v, rank, v), n);
+}
+
+uint32_t llm_cuda_fast_prompt_keys(const struct llm_backend *b)
+{
+    const struct llm_model_config *c = &b->model->config;
+    uint64_t bytes = (uint64_t) c->n_heads * (c->qk_nope_dim + c->v_dim) * 2;
+    uint64_t n = MAX_PROMPT_BYTES / bytes;
+
+    if (b->options.deterministic || c->qk_nope_dim != LLM_CUDA_NOPE || c->v_dim != LLM_CUDA_V) {
+        return 0;
     }
+    return n < b->options.max_context ? (uint32_t) n : b->options.max_context;
+}
+
+/* The same in the heads' own space: keys and values of all the sequence's rows are made first,
+ * which pays for many queries. */
+static void attend_prompt(struct llm_backend *b, const struct llm_cuda_run *r,
+                          const struct llm_cuda_piece *p)
+{
+    const struct llm_model_config *c = &b->model->config;
+    struct llm_cuda_plane plane = llm_cuda_plane_of(b, r->layer);
+    size_t heads = c->n_heads, nope = c->qk_nope_dim, rank = c->kv_lora_rank, v = c->v_dim;
+    size_t q_head = nope + c->qk_rope_dim, width = b->latent_width, row = p->row * heads;
+    struct llm_cuda_prompt a = {
+        .n_queries = p->n_queries,
+        .n_keys = p->n_keys,
+        .n_heads = c->n_heads,
+        .scale = b->softmax_scale,
+        .q = (const char *) b->q + row * q_head * 2,
+        .ld_q = heads * q_head,
+        .q_step = q_head,
+        .q_rope = (const char *) b->query + (row * width + rank) * 2,
+        .ld_q_rope = heads * width,
+        .q_rope_step = width,
+        .kv = b->prompt_kv,
+        .ld_kv = heads * (nope + v),
+        .rope = (const char *) b->prompt_rows + rank * 2,
+        .ld_rope = width,
+        .out = (char *) b->attended + row * v * 2,
+        .ld_out = heads * v,
+    };
+
+    llm_cuda_try(b,
+                 llm_cuda_gather(&plane, r->rows.pages + p->line * r->rows.pages_step, p->n_keys,
+                                 b->prompt_rows, width, llm_cuda_next(b)),
+                 "attention");
+    run_linear(b,
+               linear(b->layers[r->layer].kv_b, b->prompt_rows, width, b->prompt_kv,
+                      heads * (nope + v), LLM_CUDA_SET_BF16), p->n_keys);
+    llm_cuda_try(b, llm_cuda_attend_prompt(&a, llm_cuda_next(b)), "attention");
 }
 
 static void attention(struct llm_backend *b, const struct llm_cuda_run *r)
 {
     const struct llm_model_config *c = &b->model->config;
     const struct llm_cuda_layer *l = &b->layers[r->layer];
-    size_t heads = c->n_heads, q_head = c->qk_nope_dim + c->qk_rope_dim;
-    size_t width = b->latent_width, rank = c->kv_lora_rank, v = c->v_dim;
+    size_t width = (size_t) c->n_heads * c->v_dim;
     uint32_t n = r->rows.n;
 
     norm(b, n, NULL, l->input_norm);
     project_down(b, l, n);
     put_latents(b, r);
-    run_linear(b,
-               by_head(b, linear(l->w_uk, b->q, heads * q_head, b->query, heads * width,
-                                 LLM_CUDA_SET_BF16), q_head, width), n);
-    attend(b, r);
-    run_linear(b,
-               by_head(b, linear(l->w_uv, b->context, heads * rank, b->attended, heads * v,
-                                 LLM_CUDA_SET_BF16), rank, v), n);
-    run_linear(b,
-               linear(l->o, b->attended, heads * v, b->x, c->hidden_size, LLM_CUDA_ADD_F32), n);
+    for (uint32_t i = 0; i < r->step->n_pieces; i++) {
+        const struct llm_cuda_piece *p = &r->step->pieces[i];
+
+        if (p->n_seqs == 1 && p->n_queries >= MIN_PROMPT_QUERIES && p->n_keys <= b->prompt_keys) {
+            attend_prompt(b, r, p);
+        } else {
+            attend(b, r, p);
+        }
+    }
+    run_linear(b, linear(l->o, b->attended, width, b->x, c->hidden_size, LLM_CUDA_ADD_F32), n);
 }
 
 /* --- feed-forward --- */

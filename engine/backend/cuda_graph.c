@@ -7,9 +7,8 @@
 
 #include <stdlib.h>
 
-#define MIN_PAGES 8
 #define N_ROW_SIZES 7   /* 1, 2, 4 … 64 */
-#define N_PAGE_SIZES 26 /* MIN_PAGES and up: 2^32 tokens */
+#define N_PAGE_SIZES 27 /* 1, 2, 4 …: 2^32 tokens */
 
 struct graph {
     bool met;
@@ -33,7 +32,7 @@ uint32_t llm_cuda_graph_rows(uint32_t n_rows)
 
 uint32_t llm_cuda_graph_pages(uint32_t n_pages)
 {
-    uint32_t n = MIN_PAGES;
+    uint32_t n = 1;
 
     while (n < n_pages) {
         n *= 2;
@@ -66,7 +65,7 @@ static struct graph *graph_of(const struct llm_backend *b, const struct llm_cuda
     while (1u << rows < shape->rows) {
         rows++;
     }
-    while ((uint32_t) MIN_PAGES << pages < shape->pages_step) {
+    while (1u << pages < shape->pages_step) {
         pages++;
     }
     return &b->graphs->graphs[rows][pages];

@@ -50,7 +50,7 @@ struct llm_cuda_shape {
 struct llm_cuda_piece {
     uint32_t row, line, key; /* the first of each */
     uint32_t n_seqs, n_queries;
-    uint32_t max_pages; /* of the longest of them */
+    uint32_t n_keys; /* of the longest of them, or more */
 };
 
 struct llm_cuda_output {
@@ -94,13 +94,13 @@ struct llm_cuda_layer {
     struct llm_cuda_ffn ffn;          /* dense; on the general path the shared one, too */
     bool moe;
 
+    struct llm_cuda_matrix kv_b;
+
     /* the fast path */
-    struct llm_cuda_matrix w_uk;      /* a head's, transposed: [rank][nope], heads one by one */
-    struct llm_cuda_matrix w_uv;      /* a head's: [v][rank] */
-    struct llm_cuda_experts experts;  /* shared ones last */
+    struct llm_cuda_matrix w_uk;     /* a head's, transposed: [rank][nope], heads one by one */
+    struct llm_cuda_experts experts; /* shared ones last */
 
     /* the general path */
-    struct llm_cuda_matrix kv_b;
     struct llm_cuda_plain_experts plain_experts;
 };
 
@@ -167,6 +167,9 @@ struct llm_backend {
     void *attended;   /* [max_rows][heads][v] */
     float *partial;
     uint64_t max_partial;   /* floats */
+    uint32_t prompt_keys;   /* how many keys of a sequence find room decompressed; 0: not done */
+    void *prompt_rows;      /* [prompt_keys][rank + rope] bf16 */
+    void *prompt_kv;        /* [prompt_keys][heads][nope + v] bf16 */
     float *gate_up;         /* [max_rows][2 * dense_width] */
     void *act;              /* [max_rows][dense_width] */
     float *router_logits;   /* [max_rows][n_experts] */
@@ -267,8 +270,9 @@ void llm_cuda_fast_head(struct llm_backend *b, const uint32_t *rows, uint32_t n)
 void llm_cuda_plain_layer(struct llm_backend *b, const struct llm_cuda_run *r);
 void llm_cuda_plain_head(struct llm_backend *b, const uint32_t *rows, uint32_t n);
 
-/* Floats of scratch that attention can need. */
+/* Floats of scratch that attention can need; keys of a sequence that are worth decompressing. */
 uint64_t llm_cuda_fast_partial(const struct llm_backend *b);
+uint32_t llm_cuda_fast_prompt_keys(const struct llm_backend *b);
 uint64_t llm_cuda_plain_partial(const struct llm_backend *b);
 
 /* cuda_graph.c: enqueues a decode step; true where it was done by a graph. */

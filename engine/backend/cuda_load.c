@@ -204,33 +204,18 @@ static struct llm_cuda_ffn ffn(struct loader *l, const struct llm_ffn_weights *w
 
 /* --- the fast path's --- */
 
-/* kv_b has of each head nope rows of W_UK, then v rows of W_UV. What is left here of the first is
- * room: transpose_keys fills it. */
-static void split_kv_b(struct loader *l, const struct llm_weight *w, struct llm_cuda_layer *out)
+/* Room for W_UK, which kv_b has nope rows of for each head, then v rows of W_UV: transpose_keys
+ * fills it. */
+static struct llm_cuda_matrix room_for_keys(struct loader *l, const struct llm_weight *w)
 {
     const struct llm_model_config *c = &l->b->model->config;
-    uint64_t head = (uint64_t) c->qk_nope_dim + c->v_dim, bytes = row_bytes(w);
-    uint64_t blocks = scale_cols(w) * sizeof(float), nope_blocks = 0, v_blocks = 0;
-    char *data, *scale;
+    struct llm_cuda_matrix m = like(w, c->kv_lora_rank, c->qk_nope_dim);
+    uint64_t blocks = w->dtype == LLM_F8_E4M3 ? c->qk_nope_dim / LLM_CUDA_SCALE_BLOCK : 0;
 
-    if (w->dtype == LLM_F8_E4M3) {
-        nope_blocks = c->qk_nope_dim / LLM_CUDA_SCALE_BLOCK;
-        v_blocks = c->v_dim / LLM_CUDA_SCALE_BLOCK;
-    }
-    out->w_uk = like(w, c->kv_lora_rank, c->qk_nope_dim);
-    out->w_uk.data = place(l, c->n_heads, c->qk_nope_dim, bytes);
-    out->w_uk.scale = (const float *) (void *) place(l, c->n_heads, nope_blocks, blocks);
-
-    out->w_uv = like(w, c->v_dim, c->kv_lora_rank);
-    out->w_uv.data = data = place(l, c->n_heads, c->v_dim, bytes);
-    scale = place(l, c->n_heads, v_blocks, blocks);
-    out->w_uv.scale = (const float *) (void *) scale;
-    add(l, (const char *) w->data + c->qk_nope_dim * bytes, head * bytes, data, c->v_dim * bytes,
-        c->n_heads, c->v_dim * bytes);
-    if (w->scale != NULL) {
-        add(l, (const char *) w->scale + nope_blocks * blocks, (nope_blocks + v_blocks) * blocks,
-            scale, v_blocks * blocks, c->n_heads, v_blocks * blocks);
-    }
+    m.data = place(l, c->n_heads, c->qk_nope_dim, row_bytes(w));
+    m.scale = (const float *) (void *) place(l, c->n_heads, blocks,
+                                             scale_cols(w) * sizeof(float));
+    return m;
 }
 
 /* Where the matrices of an expert of a layer are: a shared one has rows of gate and up from `row`
@@ -373,10 +358,9 @@ static void take_layer(struct loader *l, const struct llm_layer_weights *w,
     out->router = matrix(l, &w->router);
     out->moe = w->experts != NULL;
 
+    out->kv_b = matrix(l, &w->kv_b);
     if (l->b->fast) {
-        split_kv_b(l, &w->kv_b, out);
-    } else {
-        out->kv_b = matrix(l, &w->kv_b);
+        out->w_uk = room_for_keys(l, &w->kv_b);
     }
     if (!out->moe) {
         out->ffn = ffn(l, &w->ffn);

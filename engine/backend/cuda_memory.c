@@ -120,6 +120,9 @@ static void lay_out_attention(struct llm_backend *b, struct llm_layout *l)
     b->attended = llm_layout_take(l, rows, heads * c->v_dim, size);
     b->max_partial = b->fast ? llm_cuda_fast_partial(b) : llm_cuda_plain_partial(b);
     LLM_TAKE(l, b->partial, b->max_partial, 1);
+    b->prompt_keys = b->fast ? llm_cuda_fast_prompt_keys(b) : 0;
+    b->prompt_rows = llm_layout_take(l, b->prompt_keys, b->latent_width, size);
+    b->prompt_kv = llm_layout_take(l, b->prompt_keys, heads * (c->qk_nope_dim + c->v_dim), size);
 }
 
 static void lay_out_ffn(struct llm_backend *b, struct llm_layout *l)

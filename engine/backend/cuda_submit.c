@@ -61,17 +61,17 @@ static void add_piece(struct llm_cuda_step *s, const struct llm_step_seq *seq, u
                       uint32_t first, uint32_t n_done, uint32_t n, uint32_t key)
 {
     struct llm_cuda_piece *last = s->n_pieces > 0 ? &s->pieces[s->n_pieces - 1] : NULL;
-    uint32_t n_keys = seq->position + n_done + n, n_pages = (uint32_t) llm_cuda_pages(n_keys);
+    uint32_t n_keys = seq->position + n_done + n;
 
     s->input.n_keys[key] = n_keys;
     if (last != NULL && last->n_queries == n && last->line + last->n_seqs == line
         && (last->n_seqs + 1) * n <= LLM_CUDA_MAX_LINEAR_ROWS) {
         last->n_seqs++;
-        last->max_pages = n_pages > last->max_pages ? n_pages : last->max_pages;
+        last->n_keys = n_keys > last->n_keys ? n_keys : last->n_keys;
         return;
     }
     s->pieces[s->n_pieces++] = (struct llm_cuda_piece){
-        .row = first, .line = line, .key = key, .n_seqs = 1, .n_queries = n, .max_pages = n_pages};
+        .row = first, .line = line, .key = key, .n_seqs = 1, .n_queries = n, .n_keys = n_keys};
 }
 
 static void add_rows(const struct llm_backend *b, struct llm_cuda_step *s,
@@ -112,7 +112,10 @@ static void add_idle_rows(struct llm_cuda_step *s, uint32_t n_rows)
     }
     s->n_pieces = 1;
     s->pieces[0] = (struct llm_cuda_piece){
-        .n_seqs = s->shape.rows, .n_queries = 1, .max_pages = s->shape.pages_step};
+        .n_seqs = s->shape.rows,
+        .n_queries = 1,
+        .n_keys = s->shape.pages_step * LLM_PAGE_TOKENS,
+    };
 }
 
 /* The last row of a sequence is to be sampled: place `at` of the lists is for it. */

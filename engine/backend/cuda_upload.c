@@ -165,6 +165,9 @@ int llm_cuda_upload(const struct llm_cuda_upload *uploads, uint64_t n, uint32_t 
     }
 
     n_threads = n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
+    if (n_threads > l.total / l.buffer_bytes + 1) { /* setting up a buffer takes time, too */
+        n_threads = (uint32_t) (l.total / l.buffer_bytes + 1);
+    }
     workers[0].load = &l;
     while (n_started < n_threads) {
         workers[n_started].load = &l;

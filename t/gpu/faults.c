@@ -16,7 +16,7 @@
 #define N_PROMPT 20
 #define N_DECODED 4
 #define MAX_CALLS 100000
-#define FINE 40 /* calls in steps of one; twice as many in steps of two … */
+#define FINE 12 /* calls in steps of one; twice as many in steps of two … */
 
 static _Atomic uint32_t n_calls;
 static uint32_t fail_at; /* counted from 1; 0: never */
@@ -178,6 +178,7 @@ int main(void)
     struct llm_error err;
     size_t before;
 
+    setvbuf(stdout, NULL, _IOLBF, 0);
     ops = llm_backend_module.ops;
     if (llm_model_open(DEMO, &model, &err) != LLM_OK) {
         printf("Bail out! %s\n", err.text);
