@@ -19,6 +19,7 @@
 #define MAX_VALUE_BYTES (UINT64_C(512) << 20) /* Redis's own limit */
 #define MAX_PAGES 8192                        /* asked for and not arrived, of all loads */
 #define LOG_EVERY_NS (10 * LLM_NS_PER_S)      /* that Redis is gone, or back */
+#define MAX_SLEEP_NS (3600 * LLM_NS_PER_S)
 
 enum { NOTE_LOAD, NOTE_GIVE_BACK, NOTE_SAVE, NOTE_QUIT };
 
@@ -112,10 +113,11 @@ static int timeout_ms(const struct llm_redis *r, uint64_t now)
     uint64_t load = llm_redis_loader_next(&r->loader), save = llm_redis_saver_next(&r->saver);
     uint64_t next = load < save ? load : save;
 
-    if (next == UINT64_MAX) {
-        return -1;
+    if (next <= now) {
+        return 0;
     }
-    return next > now ? (int) ((next - now) / LLM_NS_PER_MS) + 1 : 0;
+    next = next - now < MAX_SLEEP_NS ? next : now + MAX_SLEEP_NS;
+    return (int) ((next - now) / LLM_NS_PER_MS) + 1;
 }
 
 static void *thread_main(void *arg)

@@ -43,7 +43,7 @@ void llm_redis_close(struct llm_redis *r);
 
 /* --- loading --- */
 
-/* Asks for n pages of a tenant, a run of one prefix, in order; everything is copied. load: the
+/* Asks for n > 0 pages of a tenant, a run of one prefix, in order; everything is copied. load: the
  * caller's name for it, not 0, used once. False: it is not done (Redis is not there, or has enough
  * to do), and no more will be heard of it. */
 bool llm_redis_load(struct llm_redis *r, uint64_t load, const uint8_t owner[32],
@@ -85,7 +85,8 @@ void llm_redis_drop(struct llm_redis *r, uint32_t buffer);
 /* --- what it is worth --- */
 
 /* Any thread. What loads of late have reached: time to the first page, and bytes a second after
- * that; both 0 as long as nothing is known. */
+ * that; both 0 as long as nothing is known. A load of one page tells of the second what it is at
+ * least; one that is late, what it is at most. */
 struct llm_redis_rates {
     uint64_t first_ns, bytes_per_s;
     bool up; /* Redis answers, as far as is known */

@@ -17,7 +17,7 @@
  * along are moved in memory once more, at most so many bytes. */
 #define READ_AHEAD 16384
 
-#define MAX_READS 64 /* in a turn */
+#define MAX_READS 16 /* in a turn */
 
 /* --- answers: hiredis calls these with what it has parsed --- */
 
@@ -316,6 +316,10 @@ static void sent(struct llm_redis_link *l, size_t n)
 
 enum llm_redis_miss llm_redis_link_flush(struct llm_redis_link *l, uint64_t now)
 {
+    if (l->out.failed) {
+        llm_redis_link_fail(l, now, "out of memory");
+        return LLM_REDIS_DOWN;
+    }
     while (l->state >= LLM_LINK_GREETING && l->out.len > 0) {
         size_t head = l->body != NULL ? l->body_at : l->out.len;
         struct iovec iov[3] = {
@@ -324,13 +328,8 @@ enum llm_redis_miss llm_redis_link_flush(struct llm_redis_link *l, uint64_t now)
             {l->out.data + head, l->out.len - head},
         };
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = l->body != NULL ? 3 : 1};
-        ssize_t n;
+        ssize_t n = sendmsg(l->fd, &msg, MSG_NOSIGNAL);
 
-        if (l->out.failed) {
-            llm_redis_link_fail(l, now, "out of memory");
-            return LLM_REDIS_DOWN;
-        }
-        n = sendmsg(l->fd, &msg, MSG_NOSIGNAL);
         if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
             break;
         }
@@ -355,11 +354,14 @@ static enum llm_redis_miss read_answer(struct llm_redis_link *l)
         snprintf(l->why, sizeof(l->why), "it answers what nobody asked");
         return LLM_REDIS_PROTOCOL;
     }
+    if (l->verdict != LLM_LINK_FINE) {
+        return l->verdict;
+    }
     l->first_asked++;
     if (l->first_asked != l->next_asked) {
         llm_reply_scan_start(&l->scan, oldest(l)->max_bulk);
     }
-    return l->verdict;
+    return LLM_LINK_FINE;
 }
 
 /* Looks at what has been received; LLM_LINK_FINE: more is to come, or nothing is outstanding. */

@@ -10,7 +10,7 @@
 #include <sys/random.h>
 #include <time.h>
 
-#define WINDOW 8                          /* pages under way at most */
+#define WINDOW 8                          /* pages under way at most: some 10 commands each */
 #define LIMIT_NS (5 * LLM_NS_PER_S)       /* of an answer */
 #define FIRST_EPOCHS (UINT64_C(1) << 62)  /* drawn below: a purge adds to them */
 
@@ -417,7 +417,7 @@ static void delete_all(struct llm_redis_saver *s)
 {
     static const struct llm_redis_asked asked = {.kind = KIND_UNHEEDED, .max_bulk = 32};
 
-    while (s->n_deletes > 0) {
+    while (s->n_deletes > 0 && llm_redis_link_free_asks(&s->link) > LLM_LINK_ASKED / 2) {
         s->n_deletes--;
         llm_redis_link_ask(&s->link, &asked, (const char *[]){"DEL", s->deletes[s->n_deletes]}, 2,
                            NULL, 0);

@@ -4,8 +4,9 @@
 
 struct llm_redis_tenant *llm_redis_tenant(struct llm_redis_tenants *t, const uint8_t owner[32])
 {
-    /* an owner is a hash: any byte of it spreads them well */
-    struct llm_redis_tenant *tenant = &t->slots[owner[0] % LLM_REDIS_TENANTS];
+    /* an owner is a hash: any bits of it spread them well */
+    uint32_t slot = (owner[0] | (uint32_t) owner[1] << 8) % LLM_REDIS_TENANTS;
+    struct llm_redis_tenant *tenant = &t->slots[slot];
 
     if (!tenant->used || memcmp(tenant->owner, owner, 32) != 0) {
         *tenant = (struct llm_redis_tenant){0};

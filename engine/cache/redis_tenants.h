@@ -7,7 +7,7 @@
 #include "engine/cache/redis_forget.h"
 #include "engine/cache/redis_key.h"
 
-#define LLM_REDIS_TENANTS 256
+#define LLM_REDIS_TENANTS 1024
 
 struct llm_redis_tenant {
     bool used;

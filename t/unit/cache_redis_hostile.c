@@ -162,6 +162,24 @@ static void stand(struct hostile *h, struct tier *t, const struct attack *a)
 #endif
 }
 
+/* A server that is always late is left alone after a few loads. */
+static void opens_the_breaker(struct hostile *h, struct tier *t)
+{
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S, asked = 0;
+    enum llm_redis_breaker breaker = LLM_REDIS_CLOSED;
+
+    hostile_set(h, (struct hostile_act){.mode = HOSTILE_DELAY, .ms = 100});
+    while (breaker == LLM_REDIS_CLOSED && llm_now_ns() < end) {
+        tier_load(t, 1, N_PAGES);
+        usleep(1000);
+        breaker = llm_redis_counts(t->redis).breaker;
+    }
+    is_int(breaker, LLM_REDIS_OPEN, "a server that is always late opens the breaker");
+    is_int(tier_ask(t, 1, 0, 1), 0, "which refuses loads");
+    hostile_set(h, (struct hostile_act){.mode = HOSTILE_RELAY});
+    ok(recovers(t, &asked), "all is well after it");
+}
+
 int main(void)
 {
     struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 512, 64, 1)};
@@ -182,6 +200,7 @@ int main(void)
     for (size_t i = 0; i < N_ATTACKS; i++) {
         stand(&h, &t, &attacks[i]);
     }
+    opens_the_breaker(&h, &t);
     llm_redis_close(t.redis);
     hostile_stop(&h);
     for (size_t i = 0; i < N_ATTACKS; i++) {

@@ -119,8 +119,82 @@ static void a_purge_hides(struct server *s, struct tier *t)
     is_int(tier_load(t, 1, 100), 0, "(nobody has told this engine)");
     is_int(tier_load(t, 1, 100), 3, "in the place of a list too");
 
+    freeReplyObject(server_do(s, "DEL %s", epoch));
+    freeReplyObject(server_do(s, "SET %s 99999999999999999999", epoch));
+    is_int(tier_load(t, 1, 100), 0, "a number that is too large is no epoch");
+    is_int(tier_missed(t, LLM_REDIS_CORRUPT), 200, "corrupt");
+
     ok(!other.wrong && !t->wrong, "nothing wrong came");
     llm_redis_close(other.redis);
+}
+
+/* Who has been told of a purge does not go by the old epoch first. */
+static void hears_of_a_purge(struct server *s, struct tier *t)
+{
+    struct tier other = {.layout = t->layout};
+    struct llm_redis_options options = tier_options(&other, s->url);
+    char epoch[LLM_REDIS_NAME_MAX];
+    uint8_t owner[32];
+
+    tier_owner(1, owner);
+    llm_redis_forget_tenant(t->redis, owner);
+    tier_save_all(t, 1, 10);
+    is_int(tier_load(t, 1, 10), 10, "an epoch is known");
+    only_name(s, "llm1:{*}:epoch", epoch);
+    server_count(s, "INCRBY %s 1", epoch);
+    tier_open(&other, &options);
+    need(tier_up(&other), "no second tier");
+    tier_save_all(&other, 1, 10);
+    llm_redis_close(other.redis);
+
+    llm_redis_forget_tenant(t->redis, owner);
+    is_int(tier_load(t, 1, 10), 10, "who hears of a purge finds what was saved after it at once");
+}
+
+/* Pages that are on their way when their tenant is purged. */
+static void does_not_save_what_is_forgotten(struct server *s, struct tier *t)
+{
+    uint64_t unsaved = llm_redis_counts(t->redis).unsaved, ended = tier_saves_ended(t);
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    uint8_t owner[32];
+
+    freeReplyObject(server_do(s, "CLIENT PAUSE 10000 ALL"));
+    for (uint32_t i = 0; i < 4; i++) {
+        tier_save(t, 4, i);
+    }
+    usleep(20000);
+    tier_owner(4, owner);
+    llm_redis_forget_tenant(t->redis, owner);
+    freeReplyObject(server_do(s, "CLIENT UNPAUSE"));
+    while (tier_saves_ended(t) < ended + 4 && llm_now_ns() < end) {
+        usleep(200);
+    }
+    is_int(llm_redis_counts(t->redis).unsaved - unsaved, 4, "what is forgotten is not saved");
+}
+
+static void takes_on_only_so_much(struct server *s, struct tier *t)
+{
+    uint64_t down = tier_missed(t, LLM_REDIS_DOWN), loads[100];
+    uint32_t n = 0;
+
+    freeReplyObject(server_do(s, "CLIENT PAUSE 10000 ALL"));
+    while (n < 100 && (loads[n] = tier_ask(t, 1, 0, TIER_PAGES)) != 0) {
+        n++;
+    }
+    is_int(n, 8192 / TIER_PAGES, "so many pages are asked for at a time, and no more");
+    is_int(tier_missed(t, LLM_REDIS_DOWN) - down, TIER_PAGES, "the others are missed");
+    for (uint32_t i = 0; i < n; i++) {
+        llm_redis_cancel(t->redis, loads[i]);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        tier_take(t, loads[i], 1, 0, 5000);
+    }
+    for (n = 0; n < 100 && (loads[n] = tier_ask(t, 1, 0, 1)) != 0;) {
+        n++;
+    }
+    is_int(n, 0, "nothing is asked for while the connection is being made again");
+    freeReplyObject(server_do(s, "CLIENT UNPAUSE"));
+    ok(tier_up(t) && tier_load(t, 1, 10) == 10, "then it is");
 }
 
 static void forgets_a_tenant(struct tier *t)
@@ -204,7 +278,10 @@ int main(void)
     finds_what_it_saved(&s, &t);
     keeps_what_is_used(&s, &t);
     a_purge_hides(&s, &t);
+    hears_of_a_purge(&s, &t);
     forgets_a_tenant(&t);
+    does_not_save_what_is_forgotten(&s, &t);
+    takes_on_only_so_much(&s, &t);
     keeps_quotas(&s, &t);
     ok(!t.wrong, "nothing wrong came");
     llm_redis_close(t.redis);
