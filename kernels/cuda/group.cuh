@@ -7,27 +7,33 @@
 
 #include "kernels/cuda/device.cuh"
 
+#include <stdlib.h>
+
 namespace llm {
 
 constexpr int kGroupThreads = 4 * kWarp;
 constexpr int kSums = 64; /* of a thread: 64 x 128 of the group */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define LLM_ON_HOPPER(...) asm volatile(__VA_ARGS__)
+#else
+#define LLM_ON_HOPPER(...) __trap() /* what others run is chosen by runs_groups */
+#endif
 
 __device__ __forceinline__ void begin_products()
 {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    LLM_ON_HOPPER("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void commit_products()
 {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    LLM_ON_HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
 template <int N>
 __device__ __forceinline__ void wait_for_products()
 {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    LLM_ON_HOPPER("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
 /* Until sums are there: what reads them stays behind. */
@@ -43,7 +49,7 @@ __device__ __forceinline__ void wait_for_sums(float (&c)[kSums])
 /* What the copies wrote into shared memory can be read by the tensor cores. */
 __device__ __forceinline__ void publish_copies()
 {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    LLM_ON_HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 /* An operand whose rows run along the sum: 16 columns of them. Or across it: 16 rows, of which the
@@ -79,7 +85,7 @@ __device__ __forceinline__ uint64_t descriptor_of(const void *p, uint32_t step =
 __device__ __forceinline__ void multiply(float (&c)[kSums], const uint32_t (&a)[4], uint64_t b,
                                          bool add)
 {
-    asm volatile(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+    LLM_ON_HOPPER(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
                  : LLM_SUMS_64(c)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
 }
@@ -88,14 +94,14 @@ __device__ __forceinline__ void multiply(float (&c)[kSums], const uint32_t (&a)[
 __device__ __forceinline__ void multiply_across(float (&c)[kSums], const uint32_t (&a)[4],
                                                 uint64_t b, bool add)
 {
-    asm volatile(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
+    LLM_ON_HOPPER(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"
                  : LLM_SUMS_64(c)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
 }
 
 __device__ __forceinline__ void multiply(float (&c)[kSums], uint64_t a, uint64_t b, bool add)
 {
-    asm volatile(LLM_PRODUCT("%66") "%64, %65, p, 1, 1, 0, 0;\n}\n"
+    LLM_ON_HOPPER(LLM_PRODUCT("%66") "%64, %65, p, 1, 1, 0, 0;\n}\n"
                  : LLM_SUMS_64(c)
                  : "l"(a), "l"(b), "r"((int) add));
 }
@@ -110,7 +116,17 @@ __device__ __forceinline__ uint8_t *aligned_shared()
     return dynamic + (1024 - at % 1024) % 1024;
 }
 
-#endif
+/* Whether the device that is chosen has them; LLM_CUDA_MMA in the environment says that it has not,
+ * for tests. */
+inline bool runs_groups()
+{
+    int device = 0, major = 0;
+
+    return getenv("LLM_CUDA_MMA") == NULL && cudaGetDevice(&device) == cudaSuccess
+           && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)
+                  == cudaSuccess
+           && major == 9;
+}
 
 } // namespace llm
 

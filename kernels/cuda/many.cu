@@ -3,8 +3,10 @@
  *
  * A block of two warpgroups makes 128 outputs of 128 rows (for the experts' up 64 of the gate and
  * the same 64 of up), 64 columns at a time. Weights are the left operand: e4m3 comes out of
- * registers and becomes bf16 on the way, exactly; its scale is applied to the fp32 sums of 128
- * columns. Several chunks of columns are on their way while one is multiplied. */
+ * registers and becomes bf16 on the way, exactly; its scale is applied to the fp32 sums after each
+ * 128 columns. Chunks of columns are on their way while one is multiplied, and of two blocks of a
+ * processor one multiplies while the other waits, begins or stores. Without warpgroups (before
+ * Hopper) each warp makes the same sums with its own instructions. */
 
 #include "kernels/cuda/group.cuh"
 
@@ -27,7 +29,7 @@ struct stage {
     static constexpr int kPitch = Dtype == LLM_CUDA_BF16 ? 128 : kRowBytes + 16; /* other banks */
     static constexpr int kWeights = kRows * kChunk * 2;   /* behind the activations */
     static constexpr int kSize = (kWeights + kOuts * kPitch + 1023) / 1024 * 1024;
-    static constexpr int kStages = Dtype == LLM_CUDA_BF16 ? 6 : 8;
+    static constexpr int kStages = 3; /* two blocks have room, and one on Ada */
     static constexpr int kAhead = kStages - 2; /* chunks */
     static constexpr int kPieces = kRowBytes / 16;
     static constexpr int kCopies = kOuts * kPieces / kThreads;
@@ -40,8 +42,6 @@ static_assert(kRows * kLine * 4 <= stage<LLM_CUDA_BF16>::kStages * stage<LLM_CUD
                   && kRows * kLine * 4
                          <= stage<LLM_CUDA_E4M3>::kStages * stage<LLM_CUDA_E4M3>::kSize,
               "the sums' place");
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* What a block multiplies: outputs i < 128 have the weights at w + offset of this thread's copies,
  * rows x[j] of activations are those of its copies. scale: of this warpgroup's outputs, one for
@@ -107,16 +107,88 @@ __device__ __forceinline__ void load_left(uint32_t (&a)[kSteps][4], const uint8_
     }
 }
 
+/* Sums of products of weights whose scale is `last` become those of weights whose scale is `next`:
+ * the products of all scales are added up in place. Of weights of scale 0 nothing remains, as of
+ * any that are 2^100 smaller than others of their row. */
+__device__ __forceinline__ void change_unit(float (&sums)[kSums], float &last, float next)
+{
+    next = fmaxf(fabsf(next), fabsf(last) * 0x1p-100f) * (next < 0 ? -1.0f : 1.0f);
+
+    float factor = next != 0 ? last / next : 1;
+#pragma unroll
+    for (int i = 0; i < kSums; i++) {
+        sums[i] *= factor;
+    }
+    last = next;
+}
+
+/* The left operands of step k of a chunk of bf16. */
+__device__ __forceinline__ void load_left_bf16(uint32_t (&a)[4], const uint8_t *weights, int k)
+{
+    int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane % 16;
+
+    load_matrices(a, weights + row * 128 + (k * 2 + lane / 16 ^ row % 8) * 16);
+}
+
+/* sums += a times the activations of step k, without warpgroups. */
+__device__ __forceinline__ void multiply_alone(float (&sums)[kSums], const uint32_t (&a)[4],
+                                               const uint8_t *x, int k)
+{
+    int lane = threadIdx.x % kWarp;
+
+#pragma unroll
+    for (int j = 0; j < kSums; j += 8) {
+        int row = j * 2 + lane % 8 + lane / 16 * 8, piece = k * 2 + lane / 8 % 2;
+        uint32_t b[4];
+
+        load_matrices(b, x + row * 128 + (piece ^ row % 8) * 16);
+        mma(*reinterpret_cast<float(*)[4]>(&sums[j]), a[0], a[1], a[2], a[3], b[0], b[1]);
+        mma(*reinterpret_cast<float(*)[4]>(&sums[j + 4]), a[0], a[1], a[2], a[3], b[2], b[3]);
+    }
+}
+
+/* sums += the products of a chunk in shared memory; `left` is what e4m3 needs until they are
+ * there. */
+template <int Dtype, bool Groups>
+__device__ __forceinline__ void multiply_chunk(float (&sums)[kSums], uint32_t (&left)[kSteps][4],
+                                               const uint8_t *x, const uint8_t *w)
+{
+    if (Dtype == LLM_CUDA_E4M3) {
+        load_left(left, w);
+    }
+    if (Groups) {
+        begin_products();
+    }
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+        if (!Groups) {
+            if (Dtype == LLM_CUDA_BF16) {
+                load_left_bf16(left[k], w, k);
+            }
+            multiply_alone(sums, left[k], x, k);
+        } else if (Dtype == LLM_CUDA_E4M3) {
+            multiply(sums, left[k], descriptor_of(x + k * 32), true);
+        } else {
+            const uint8_t *own = w + threadIdx.x / kGroupThreads * kGroupOuts * 128;
+
+            multiply(sums, descriptor_of(own + k * 32), descriptor_of(x + k * 32), true);
+        }
+    }
+    if (Groups) {
+        commit_products();
+    }
+}
+
 /* sums = weights * activations over all columns; of row g (+ 8) of the warp's 16 and of columns
  * 8 j + 2 t (+ 1) at sums[4 j …], as the tensor cores have them. */
-template <int Dtype>
+template <int Dtype, bool Groups>
 __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *shared,
                                              float (&sums)[kSums])
 {
     using s = stage<Dtype>;
     uint32_t n_chunks = (o.cols + kChunk - 1) / kChunk;
     uint32_t left[2][kSteps][4];
-    float part[kSums];
+    float last = 0;
 
     auto fetch = [&](uint32_t chunk) {
         if (chunk < n_chunks) {
@@ -125,27 +197,16 @@ __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *
         commit_copies();
     };
     /* chunk c; what e4m3 has in `left` for the chunk before may be in use still */
-    auto take = [&](uint32_t c, uint32_t (&left)[kSteps][4], float (&to)[kSums], bool add) {
+    auto take = [&](uint32_t c, uint32_t (&a)[kSteps][4]) {
         const uint8_t *x = shared + c % s::kStages * s::kSize, *w = x + s::kWeights;
 
         wait_for_copies<s::kAhead - 1>();
-        publish_copies();
+        if (Groups) {
+            publish_copies();
+        }
         __syncthreads();
         fetch(c + s::kAhead); /* where chunk c - 2 was, which all have multiplied */
-        if (Dtype == LLM_CUDA_E4M3) {
-            load_left(left, w);
-        }
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < kSteps; k++) {
-            if (Dtype == LLM_CUDA_E4M3) {
-                multiply(to, left[k], descriptor_of(x + k * 32), add || k > 0);
-            } else {
-                multiply(to, descriptor_of(w + threadIdx.x / 128 * kGroupOuts * 128 + k * 32),
-                         descriptor_of(x + k * 32), add || k > 0);
-            }
-        }
-        commit_products();
+        multiply_chunk<Dtype, Groups>(sums, a, x, w);
     };
 
 #pragma unroll
@@ -155,27 +216,32 @@ __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *
     for (int c = 0; c < s::kAhead; c++) {
         fetch(c);
     }
-    if (Dtype == LLM_CUDA_BF16) {
-        for (uint32_t c = 0; c < n_chunks; c++) {
-            take(c, left[0], sums, true);
+    for (uint32_t c = 0; c < n_chunks; c += 2) {
+        if (Dtype == LLM_CUDA_E4M3) {
+            change_unit(sums, last, o.scale[c / 2]);
+        }
+        take(c, left[0]);
+        if (Groups && Dtype == LLM_CUDA_BF16) {
             wait_for_products<1>();
         }
-    } else {
-        for (uint32_t c = 0; c < n_chunks; c += 2) {
-            float scale = o.scale[c / 2];
-
-            take(c, left[0], part, false);
-            if (c + 1 < n_chunks) {
-                take(c + 1, left[1], part, true);
-            }
-            wait_for_sums(part);
-#pragma unroll
-            for (int i = 0; i < kSums; i++) {
-                sums[i] += part[i] * scale;
-            }
+        if (c + 1 < n_chunks) {
+            take(c + 1, left[1]);
+        }
+        if (Groups && Dtype == LLM_CUDA_BF16) {
+            wait_for_products<1>();
+        } else if (Groups) {
+            wait_for_sums(sums);
         }
     }
-    wait_for_sums(sums);
+    if (Groups) {
+        wait_for_sums(sums);
+    }
+    if (Dtype == LLM_CUDA_E4M3) {
+#pragma unroll
+        for (int i = 0; i < kSums; i++) {
+            sums[i] *= last;
+        }
+    }
     wait_for_copies<0>();
     __syncthreads();
 }
@@ -192,7 +258,6 @@ __device__ __forceinline__ void store_sums(const float (&sums)[kSums], float *sh
     __syncthreads();
 }
 
-#endif
 
 struct linear_args {
     struct llm_cuda_linear l[LLM_CUDA_MAX_LINEARS];
@@ -200,11 +265,10 @@ struct linear_args {
     uint32_t n_rows;
 };
 
-template <int Dtype>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int Dtype, bool Groups>
+__global__ void __launch_bounds__(kThreads, 2)
     linear_many_kernel(const __grid_constant__ linear_args a)
 {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using s = stage<Dtype>;
     uint8_t *shared = aligned_shared();
     uint32_t which = 0, block = blockIdx.x, row = blockIdx.y * kRows;
@@ -239,7 +303,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     wait_for_previous();
     let_next_begin();
-    multiply_all<Dtype>(o, shared, sums);
+    multiply_all<Dtype, Groups>(o, shared, sums);
 
     float *all = reinterpret_cast<float *>(shared);
     store_sums(sums, all);
@@ -259,7 +323,6 @@ __global__ void __launch_bounds__(kThreads, 1)
             static_cast<float *>(l.out)[at] += sum;
         }
     }
-#endif
 }
 
 struct expert_args {
@@ -320,11 +383,10 @@ __device__ __forceinline__ tile find_tile(const struct llm_cuda_pairs &p)
     return found;
 }
 
-template <int Dtype, bool Up>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int Dtype, bool Groups, bool Up>
+__global__ void __launch_bounds__(kThreads, 2)
     experts_many_kernel(const __grid_constant__ expert_args a)
 {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     using s = stage<Dtype>;
     constexpr int kMade = Up ? kGroupOuts : kOuts; /* outputs of the block */
     uint8_t *shared = aligned_shared();
@@ -361,7 +423,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
         o.x[j] = r < t.n ? a.x + (Up ? a.p.token[pair] : pair) * a.ldx : NULL;
     }
-    multiply_all<Dtype>(o, shared, sums);
+    multiply_all<Dtype, Groups>(o, shared, sums);
 
     float *all = reinterpret_cast<float *>(shared);
     store_sums(sums, all);
@@ -374,7 +436,6 @@ __global__ void __launch_bounds__(kThreads, 1)
             a.out[(t.first + r) * a.ldo + first + n] = __float2bfloat16_rn(v);
         }
     }
-#endif
 }
 
 template <typename Args>
@@ -387,17 +448,30 @@ int launch_many(void (*kernel)(Args), dim3 grid, int shared, const struct llm_cu
     return allowed != cudaSuccess ? allowed : launch(kernel, grid, kThreads, shared, q, args);
 }
 
-template <bool Up>
+template <int Dtype, bool Up>
 int launch_experts(const expert_args &a, uint32_t max_pairs, const struct llm_cuda_queue &q)
 {
     uint32_t n_outs = Up ? a.e.down.cols : a.e.down.rows, made = Up ? kGroupOuts : kOuts;
     dim3 grid((n_outs + made - 1) / made, max_pairs / kRows + a.p.max_active);
 
-    return a.e.down.dtype == LLM_CUDA_BF16
-               ? launch_many(experts_many_kernel<LLM_CUDA_BF16, Up>, grid,
-                             kShared<LLM_CUDA_BF16>, q, a)
-               : launch_many(experts_many_kernel<LLM_CUDA_E4M3, Up>, grid,
-                             kShared<LLM_CUDA_E4M3>, q, a);
+    return launch_many(runs_groups() ? experts_many_kernel<Dtype, true, Up>
+                                     : experts_many_kernel<Dtype, false, Up>,
+                       grid, kShared<Dtype>, q, a);
+}
+
+template <bool Up>
+int launch_experts(const expert_args &a, uint32_t max_pairs, const struct llm_cuda_queue &q)
+{
+    return a.e.down.dtype == LLM_CUDA_BF16 ? launch_experts<LLM_CUDA_BF16, Up>(a, max_pairs, q)
+                                           : launch_experts<LLM_CUDA_E4M3, Up>(a, max_pairs, q);
+}
+
+template <int Dtype>
+int launch_linears(const linear_args &a, uint32_t blocks, const struct llm_cuda_queue &q)
+{
+    return launch_many(runs_groups() ? linear_many_kernel<Dtype, true>
+                                     : linear_many_kernel<Dtype, false>,
+                       dim3(blocks, (a.n_rows + kRows - 1) / kRows), kShared<Dtype>, q, a);
 }
 
 } // namespace
@@ -416,12 +490,8 @@ extern "C" int llm_cuda_linears_many(const struct llm_cuda_linear *l, uint32_t n
     }
     a.n_rows = n_rows;
 
-    dim3 grid(blocks, (n_rows + llm::kRows - 1) / llm::kRows);
-    return l[0].w.dtype == LLM_CUDA_BF16
-               ? llm::launch_many(llm::linear_many_kernel<LLM_CUDA_BF16>, grid,
-                                  llm::kShared<LLM_CUDA_BF16>, q, a)
-               : llm::launch_many(llm::linear_many_kernel<LLM_CUDA_E4M3>, grid,
-                                  llm::kShared<LLM_CUDA_E4M3>, q, a);
+    return l[0].w.dtype == LLM_CUDA_BF16 ? llm::launch_linears<LLM_CUDA_BF16>(a, blocks, q)
+                                         : llm::launch_linears<LLM_CUDA_E4M3>(a, blocks, q);
 }
 
 extern "C" int llm_cuda_experts_up_many(const struct llm_cuda_experts *e,

@@ -59,8 +59,6 @@ constexpr int kTiles = kKeyTiles + LLM_CUDA_V / 64; /* of keys, then of values *
 constexpr int kShared = (kKeyTiles + 2 * kTiles) * kTile + 1024; /* queries, two sets of keys */
 static_assert(kQueries == 128 && LLM_CUDA_V == 128, "what the tensor cores take");
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
 /* 64 columns of 128 rows, ld elements apart, on their way; rows from n on are zero. */
 __device__ __forceinline__ void fetch_tile(uint8_t *to, const __nv_bfloat16 *from, size_t ld,
                                            uint32_t n)
@@ -143,13 +141,10 @@ __device__ __forceinline__ void soften(softmax &s, float (&scores)[kSums], const
     }
 }
 
-#endif
-
 /* Queries blockIdx.x * 128 … from the end, which see most, of head blockIdx.y. */
 __global__ void __launch_bounds__(kThreads, 1)
     prompt_kernel(const __grid_constant__ struct llm_cuda_prompt a)
 {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     uint8_t *queries = aligned_shared(), *sets = queries + kKeyTiles * kTile;
     uint32_t group = threadIdx.x / kGroupThreads, head = blockIdx.y;
     uint32_t first = (gridDim.x - 1 - blockIdx.x) * kQueries;
@@ -237,7 +232,6 @@ __global__ void __launch_bounds__(kThreads, 1)
                 out[j * 4 + i * 2] / s.sum[i], out[j * 4 + i * 2 + 1] / s.sum[i]);
         }
     }
-#endif
 }
 
 } // namespace
@@ -253,9 +247,12 @@ extern "C" int llm_cuda_gather(const struct llm_cuda_plane *plane, const uint32_
 
 extern "C" int llm_cuda_attend_prompt(const struct llm_cuda_prompt *p, struct llm_cuda_queue q)
 {
-    cudaError_t allowed = cudaFuncSetAttribute(
-        llm::prompt_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, llm::kShared);
+    cudaError_t allowed = cudaErrorNotSupported;
 
+    if (llm::runs_groups()) {
+        allowed = cudaFuncSetAttribute(llm::prompt_kernel,
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, llm::kShared);
+    }
     return allowed != cudaSuccess
                ? allowed
                : llm::launch(llm::prompt_kernel,
