@@ -111,7 +111,7 @@ $(BUILD)/fake-engine: $(call objects,$(wildcard t/fake/*.c)) $(BUILD)/libipc.a $
 # t/unit/ROOM_thing.c is a test of that room, linked with it and what it may use, nothing else
 UNIT = $(patsubst t/unit/%.c,$(BUILD)/t/%,$(wildcard t/unit/*_*.c))
 .PHONY: tests
-tests: $(UNIT) $(BUILD)/llm-golden $(BUILD)/t/hold_parse.so
+tests: $(UNIT) $(BUILD)/llm-golden $(BUILD)/t/hold_parse.so $(BUILD)/t/old/llm_backend_cuda.so
 define unit_rule
 $(BUILD)/t/$(1): $(BUILD)/obj/t/unit/$(1).o $(call room_archives,$(firstword $(subst _, ,$(1))))
 	@mkdir -p $$(@D)
@@ -151,6 +151,12 @@ fuzz-set-up:
 $(BUILD)/t/hold_parse.so: $(BUILD)/obj/t/lib/hold_parse.o
 	@mkdir -p $(@D)
 	$(CC) $(ALL_LDFLAGS) -shared $^ -o $@ -ljansson
+
+# opened by t/unit/backend_device.c
+$(BUILD)/t/old/llm_backend_cuda.so: $(BUILD)/obj/t/lib/old_backend.o
+	@mkdir -p $(@D)
+	$(CC) $(ALL_LDFLAGS) -shared $^ -o $@
+$(BUILD)/t/backend_device: | $(BUILD)/t/old/llm_backend_cuda.so
 
 # --- the nginx module ---
 

@@ -21,8 +21,10 @@ static void test_names(void)
 
 static void test_open(void)
 {
+    const char *build = getenv("LLM_BUILD");
     struct llm_device device;
     struct llm_error err;
+    char old[512];
 
     is_int(llm_device_open("cpu", scratch_dir, &device, &err), LLM_OK, "the CPU is there");
     ok(device.ops == &llm_backend_cpu, "and computes");
@@ -36,6 +38,11 @@ static void test_open(void)
            "a file that is no shared object");
     is_int(llm_device_open("auto", scratch_dir, &device, &err), LLM_OK, "auto does without");
     ok(device.ops == &llm_backend_cpu, "and takes the CPU");
+
+    snprintf(old, sizeof(old), "%s/t/old", build != NULL ? build : "build");
+    is_int(llm_device_open("cuda", old, &device, &err), LLM_EUNSUPPORTED,
+           "a backend of another version");
+    ok(strstr(err.text, "another version") != NULL, "which is told: %s", err.text);
 }
 
 int main(void)
