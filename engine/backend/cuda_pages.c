@@ -1,5 +1,6 @@
 /* Pages on their way between the pool and host memory, which is not pinned: a thread of its own
- * copies them through a pinned buffer, so that the model thread never waits for the link. */
+ * copies them through a pinned buffer, so that the model thread waits for none but those that its
+ * next step needs. */
 
 #include "engine/backend/cuda_internal.h"
 
@@ -122,38 +123,12 @@ int llm_cuda_fence_wait(struct llm_backend *b, uint64_t fence)
     return atomic_load(&b->copy_error) == 0 ? LLM_OK : LLM_EINTERNAL;
 }
 
-struct wait {
-    struct llm_queue *queue;
-    uint64_t fence;
-};
-
-static void wait_in_stream(void *ctx)
-{
-    struct wait *w = ctx;
-
-    llm_queue_wait(w->queue, w->fence);
-    free(w);
-}
-
+/* It is this thread that waits, not the stream: a stream that waits for another thread's calls
+ * hangs for good when a call of ours, loading a kernel for the first time perhaps, waits for the
+ * stream. Nothing is lost but that the results of the step before are read later. */
 void llm_cuda_after_copy(struct llm_backend *b, uint64_t fence)
 {
-    struct wait *w;
-    cudaError_t error;
-
-    if (llm_queue_done(b->queue, fence)) {
-        return;
-    }
-    w = malloc(sizeof(*w));
-    if (w == NULL) { /* then it is this thread that waits */
-        llm_queue_wait(b->queue, fence);
-        return;
-    }
-    *w = (struct wait){b->queue, fence};
-    error = cudaLaunchHostFunc(b->compute, wait_in_stream, w);
-    if (error != cudaSuccess) {
-        free(w);
-        llm_cuda_try(b, error, "waiting for a page");
-    }
+    llm_queue_wait(b->queue, fence);
 }
 
 int llm_cuda_page_copy(struct llm_backend *b, uint32_t from, uint32_t to, uint32_t n_rows)

@@ -1,5 +1,6 @@
 /* What is done row by row, on either path: bound by launches for few rows, by the bytes of the
- * rows for many. Rows of a norm stay in registers up to kThreads * kKept elements. */
+ * rows for many. Where widths and addresses allow it, a thread takes four elements at once; a row
+ * of a norm stays in registers up to kThreads * kKept times that many. */
 
 #include "kernels/cuda/element.cuh"
 
@@ -35,20 +36,84 @@ __global__ void __launch_bounds__(kEmbedThreads)
     });
 }
 
-constexpr int kThreads = 1024;
-constexpr int kKept = 8; /* elements a thread keeps */
+/* N elements at once: four, aligned to their size, or one. */
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const float *p)
+{
+    if constexpr (N == 4) {
+        float4 t = *reinterpret_cast<const float4 *>(p);
 
+        v[0] = t.x;
+        v[1] = t.y;
+        v[2] = t.z;
+        v[3] = t.w;
+    } else {
+        v[0] = *p;
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void load(float (&v)[N], const uint16_t *p)
+{
+    if constexpr (N == 4) {
+        uint2 t = *reinterpret_cast<const uint2 *>(p);
+
+        v[0] = f32_of_bf16((uint16_t) t.x);
+        v[1] = f32_of_bf16((uint16_t) (t.x >> 16));
+        v[2] = f32_of_bf16((uint16_t) t.y);
+        v[3] = f32_of_bf16((uint16_t) (t.y >> 16));
+    } else {
+        v[0] = f32_of_bf16(*p);
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void store(float *p, const float (&v)[N])
+{
+    if constexpr (N == 4) {
+        *reinterpret_cast<float4 *>(p) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+        *p = v[0];
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void store(__nv_bfloat16 *p, const float (&v)[N])
+{
+    if constexpr (N == 4) {
+        __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
+        __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
+
+        *reinterpret_cast<uint2 *>(p) = make_uint2(*reinterpret_cast<uint32_t *>(&low),
+                                                   *reinterpret_cast<uint32_t *>(&high));
+    } else {
+        *p = __float2bfloat16_rn(v[0]);
+    }
+}
+
+/* Whether all rows of an array, or none, begin where four elements can be taken at once. */
+bool fours(const void *p, size_t ld, size_t element)
+{
+    return p == NULL || (reinterpret_cast<uintptr_t>(p) % (4 * element) == 0 && ld % 4 == 0);
+}
+
+constexpr int kThreads = 256;
+constexpr int kKept = 8; /* that a thread keeps, of N elements */
+
+template <int N>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ struct llm_cuda_norm a)
 {
-    uint32_t i = blockIdx.x;
-    float weight[kKept], kept[kKept], sum = 0;
+    uint32_t i = blockIdx.x, n = a.width / N;
+    float weight[kKept][N], kept[kKept][N] = {}, sum = 0;
 
 #pragma unroll
     for (int j = 0; j < kKept; j++) {
         uint32_t at = threadIdx.x + j * kThreads;
 
-        weight[j] = at < a.width ? a.weight[at] : 0;
+        if (at < n) {
+            load(weight[j], a.weight + at * N);
+        }
     }
     wait_for_previous();
     let_next_begin();
@@ -56,20 +121,19 @@ __global__ void __launch_bounds__(kThreads)
     float *x = a.x + (a.rows != NULL ? a.rows[i] : i) * a.ldx;
     const float *add = a.add != NULL ? a.add + i * a.ld_add : NULL;
 
-    auto load = [&](uint32_t at) {
-        float v = x[at];
-
+    auto take = [&](float (&v)[N], uint32_t at) {
+        load(v, x + at * N);
         if (add != NULL) {
-            x[at] = v += add[at];
+            float more[N];
+
+            load(more, add + at * N);
+            for (int e = 0; e < N; e++) {
+                v[e] += more[e];
+            }
+            store(x + at * N, v);
         }
-        return v;
-    };
-    auto store = [&](uint32_t at, float v) {
-        if (a.out_f32 != NULL) {
-            a.out_f32[i * a.ld_f32 + at] = v;
-        }
-        if (a.out_bf16 != NULL) {
-            static_cast<__nv_bfloat16 *>(a.out_bf16)[i * a.ld_bf16 + at] = __float2bfloat16_rn(v);
+        for (int e = 0; e < N; e++) {
+            sum += v[e] * v[e];
         }
     };
 
@@ -77,27 +141,45 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kKept; j++) {
         uint32_t at = threadIdx.x + j * kThreads;
 
-        kept[j] = at < a.width ? load(at) : 0;
-        sum += kept[j] * kept[j];
+        if (at < n) {
+            take(kept[j], at);
+        }
     }
-    for (uint32_t at = threadIdx.x + kKept * kThreads; at < a.width; at += kThreads) {
-        float v = load(at);
+    for (uint32_t at = threadIdx.x + kKept * kThreads; at < n; at += kThreads) {
+        float v[N];
 
-        sum += v * v;
+        take(v, at);
     }
     sum = sum_of_block<kThreads>(sum);
 
     float r = 1 / sqrtf(sum / (float) a.width + a.eps);
+
+    auto give = [&](float (&v)[N], const float (&w)[N], uint32_t at) {
+        for (int e = 0; e < N; e++) {
+            v[e] = v[e] * r * w[e];
+        }
+        if (a.out_f32 != NULL) {
+            store(a.out_f32 + i * a.ld_f32 + at * N, v);
+        }
+        if (a.out_bf16 != NULL) {
+            store(static_cast<__nv_bfloat16 *>(a.out_bf16) + i * a.ld_bf16 + at * N, v);
+        }
+    };
+
 #pragma unroll
     for (int j = 0; j < kKept; j++) {
         uint32_t at = threadIdx.x + j * kThreads;
 
-        if (at < a.width) {
-            store(at, kept[j] * r * weight[j]);
+        if (at < n) {
+            give(kept[j], weight[j], at);
         }
     }
-    for (uint32_t at = threadIdx.x + kKept * kThreads; at < a.width; at += kThreads) {
-        store(at, x[at] * r * a.weight[at]);
+    for (uint32_t at = threadIdx.x + kKept * kThreads; at < n; at += kThreads) {
+        float v[N], w[N];
+
+        load(v, x + at * N);
+        load(w, a.weight + at * N);
+        give(v, w, at);
     }
 }
 
@@ -163,12 +245,15 @@ struct add_experts_args {
     size_t ldo;
 };
 
+constexpr int kPairs = 8; /* of a token, whose elements are on their way together */
+
+template <typename Y, int N>
 __global__ void __launch_bounds__(kFlatThreads)
     add_experts_kernel(const __grid_constant__ add_experts_args a)
 {
-    uint32_t i = blockIdx.y * kFlatThreads + threadIdx.x;
+    uint32_t i = (blockIdx.y * kFlatThreads + threadIdx.x) * N;
     size_t token = blockIdx.x;
-    float sum = 0;
+    float sum[N] = {}, out[N];
 
     wait_for_previous();
     let_next_begin();
@@ -176,18 +261,37 @@ __global__ void __launch_bounds__(kFlatThreads)
         return;
     }
 
-    for (uint32_t k = 0; k < a.p.per_token; k++) {
-        uint32_t pair = a.p.pair_of[token * a.p.per_token + k];
+    const uint32_t *pairs = a.p.pair_of + token * a.p.per_token;
+    for (uint32_t first = 0; first < a.p.per_token; first += kPairs) {
+        float y[kPairs][N], weight[kPairs];
 
-        if (pair != UINT32_MAX) {
-            size_t at = pair * a.ldy + i;
-            float y = a.dtype == LLM_CUDA_F32 ? static_cast<const float *>(a.y)[at]
-                                              : f32_of_bf16(static_cast<const uint16_t *>(a.y)[at]);
+#pragma unroll
+        for (uint32_t k = 0; k < kPairs; k++) {
+            uint32_t pair = first + k < a.p.per_token ? pairs[first + k] : UINT32_MAX;
 
-            sum += a.p.weight[pair] * y;
+            weight[k] = 0;
+            if (pair != UINT32_MAX) {
+                weight[k] = a.p.weight[pair];
+                load(y[k], static_cast<const Y *>(a.y) + pair * a.ldy + i);
+            } else {
+                for (int e = 0; e < N; e++) {
+                    y[k][e] = 0;
+                }
+            }
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kPairs; k++) {
+            for (int e = 0; e < N; e++) {
+                sum[e] += weight[k] * y[k][e];
+            }
         }
     }
-    a.out[token * a.ldo + i] += sum;
+
+    load(out, a.out + token * a.ldo + i);
+    for (int e = 0; e < N; e++) {
+        out[e] += sum[e];
+    }
+    store(a.out + token * a.ldo + i, out);
 }
 
 struct unpack_args {
@@ -265,7 +369,13 @@ extern "C" int llm_cuda_embed(const struct llm_cuda_matrix *w, const struct llm_
 
 extern "C" int llm_cuda_rms_norm(const struct llm_cuda_norm *norm, struct llm_cuda_queue q)
 {
-    return llm::launch(llm::norm_kernel, dim3(norm->n), llm::kThreads, 0, q, *norm);
+    bool fours = norm->width % 4 == 0 && llm::fours(norm->x, norm->ldx, 4)
+                 && llm::fours(norm->add, norm->ld_add, 4) && llm::fours(norm->weight, 0, 4)
+                 && llm::fours(norm->out_f32, norm->ld_f32, 4)
+                 && llm::fours(norm->out_bf16, norm->ld_bf16, 2);
+
+    return llm::launch(fours ? llm::norm_kernel<4> : llm::norm_kernel<1>, dim3(norm->n),
+                       llm::kThreads, 0, q, *norm);
 }
 
 extern "C" int llm_cuda_silu_mul(const float *gate_up, size_t ld, uint32_t n, uint32_t width,
@@ -292,7 +402,14 @@ extern "C" int llm_cuda_add_experts(const struct llm_cuda_pairs *p, enum llm_cud
 {
     llm::add_experts_args a = {*p, dtype, y, ldy, width, out, ldo};
 
-    return llm::launch(llm::add_experts_kernel, llm::flat_grid(width, p->n_tokens),
+    bool fours = width % 4 == 0 && llm::fours(out, ldo, 4)
+                 && llm::fours(y, ldy, dtype == LLM_CUDA_F32 ? 4 : 2);
+    auto kernel = dtype == LLM_CUDA_F32 ? fours ? llm::add_experts_kernel<float, 4>
+                                                : llm::add_experts_kernel<float, 1>
+                  : fours ? llm::add_experts_kernel<uint16_t, 4>
+                          : llm::add_experts_kernel<uint16_t, 1>;
+
+    return llm::launch(kernel, llm::flat_grid(fours ? width / 4 : width, p->n_tokens),
                        llm::kFlatThreads, 0, q, a);
 }
 

@@ -1,7 +1,7 @@
 /* The CUDA backend when a call of the runtime fails: the first in one run, the second in the next,
- * and so on, with longer and longer steps, until a run needs no more calls. A load that fails says why and leaves nothing behind; a step
- * that fails says why, and so does every later one; what neither fails in gives the same tokens as
- * a run without faults.
+ * and so on, with longer and longer steps, until a run needs no more calls. A load that fails says
+ * why and leaves nothing behind; a step that fails says why, and so does every later one; what
+ * neither fails in gives the same tokens as a run without faults.
  *
  * Linked with --wrap for every function of FAULTS, so that calls come here first. */
 
@@ -62,7 +62,6 @@ WRAP(cudaMemcpy2DAsync,
 WRAP(cudaLaunchKernelExC,
      (const cudaLaunchConfig_t *config, const void *kernel, void **arguments), config, kernel,
      arguments)
-WRAP(cudaLaunchHostFunc, (cudaStream_t stream, cudaHostFn_t fn, void *ctx), stream, fn, ctx)
 WRAP(cudaStreamBeginCapture, (cudaStream_t stream, enum cudaStreamCaptureMode mode), stream, mode)
 WRAP(cudaGraphInstantiate,
      (cudaGraphExec_t * exec, cudaGraph_t graph, unsigned long long flags), exec, graph, flags)
@@ -209,7 +208,8 @@ int main(void)
             diag("call %u: load %d, wait %d, later %d", at, got.load, got.wait, got.later);
         }
     }
-    diag("up to call %u: %u loads failed, %u steps, %u runs got by", at - 1, n_loads, n_waits, n_none);
+    diag("up to call %u: %u loads failed, %u steps, %u runs got by", at - 1, n_loads, n_waits,
+         n_none);
     ok(n_loads > 10 && n_waits > 10, "loads and steps have failed");
     is_int(n_bad, 0, "each said so, or gave the same tokens");
     ok(before - free_memory() < 8 << 20 || free_memory() > before, "and nothing was left behind");
