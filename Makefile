@@ -6,6 +6,7 @@
 #   make check          installs what is missing, runs every test that needs no GPU
 #   make check-long     the same with full counts
 #   make fuzz           feeds the fuzz targets for FUZZ_SECONDS each
+#   make soak           an hour of load on two engines and a Redis that has faults: SOAK_SECONDS=
 #   make mutate         breaks guards one by one: their tests must fail
 #   make module NGINX_SRC=DIR   the module against an nginx source tree
 #   make install PREFIX= DESTDIR=
@@ -332,6 +333,11 @@ check: check-set-up
 
 check-long: check-set-up
 	@LLM_SANITIZE=$(SANITIZE) LLM_LONG=1 t/run $(BUILD) $(TESTS)
+
+SOAK_SECONDS = 3600
+.PHONY: soak
+soak: check-set-up
+	@LLM_SANITIZE=$(SANITIZE) LLM_LONG=1 LLM_SOAK=$(SOAK_SECONDS) t/run $(BUILD) $(wildcard t/soak_*.t)
 
 check-set-up:
 	@tools/packages check build check

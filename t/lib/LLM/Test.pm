@@ -53,7 +53,8 @@ package LLM::Test;
 #      request (while nginx still runs), then no session (when it is gone); engines stop cleanly
 #
 # Environment: LLM_BUILD (build), LLM_NGINX (/usr/sbin/nginx), LLM_SANITIZE (as make's SANITIZE),
-# LLM_KEEP=1 keeps the directory, LLM_LONG=1 asks for full counts (long()).
+# LLM_KEEP=1 keeps the directory, LLM_LONG=1 asks for full counts (long()), LLM_SOAK=N for so many
+# seconds of a soak.
 
 use strict;
 use warnings;
@@ -81,7 +82,7 @@ $SIG{$_} = sub { exit 1 } for qw(INT TERM HUP);
 
 # what hangs is a failure, not a wait for the end of time
 $SIG{ALRM} = sub { diag('still not done: something hangs'); exit 1 };
-alarm($ENV{LLM_LONG} ? 7200 : 600);
+alarm(($ENV{LLM_LONG} ? 7200 : 600) + ($ENV{LLM_SOAK} // 0));
 
 # The count for a check, or for check-long.
 sub long {
