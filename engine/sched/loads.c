@@ -90,12 +90,9 @@ static uint32_t end_of_run(const struct llm_sched *s, const struct llm_sequence 
 {
     uint32_t i = first;
 
-    for (; i < q->n_chained && llm_cache_pending(s->cache, q->pages[i]); i++) {
-        const void *writer = llm_cache_writer(s->cache, q->pages[i]);
-
-        if (writer != NULL && writer != q) {
-            break;
-        }
+    while (i < q->n_chained && llm_cache_pending(s->cache, q->pages[i]) &&
+           llm_pages_writer(s, q, q->pages[i]) == NULL) {
+        i++;
     }
     return i;
 }

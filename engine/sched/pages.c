@@ -79,12 +79,42 @@ static uint32_t pages_needed(const struct llm_sequence *q)
     return q->n_known / LLM_PAGE_TOKENS + 1;
 }
 
-/* Full pages of others are not computed again; those that are missing are promised to others. */
-static void publish_prompt(struct llm_sched *s, struct llm_sequence *q, uint32_t first)
+/* What is indexed of the n pages of q from `first` on; what has to be copied is paid for. */
+static void match(struct llm_sched *s, struct llm_sequence *q, uint32_t first, uint32_t n,
+                  uint32_t *pages, struct llm_cache_found *found)
 {
-    for (uint32_t i = first; i < q->n_chained && !q->request->purged; i++) {
-        llm_cache_publish(s->cache, q->request->owner, q->pages[i], &q->chained[i],
-                          q->tokens + (size_t) i * LLM_PAGE_TOKENS, q);
+    llm_cache_match(s->cache, q->request->owner, q->chained + first,
+                    q->tokens + (size_t) first * LLM_PAGE_TOKENS, n, pages, found);
+    llm_fair_charge(q->request->tenant, (double) (found->n_host * s->copy_ns));
+}
+
+/* Takes the page that is indexed in place of its own, though one before it is missing: it has come
+ * from Redis ahead of what computes, or was left by one that went before it had read all. */
+static void adopt(struct llm_sched *s, struct llm_sequence *q, uint32_t i,
+                  struct llm_cache_found *sum)
+{
+    struct llm_cache_found found;
+    uint32_t page;
+
+    match(s, q, i, 1, &page, &found);
+    if (found.n > 0) {
+        llm_cache_drop(s->cache, &q->pages[i], 1);
+        q->pages[i] = page;
+    }
+    sum->n += found.n;
+    sum->n_host += found.n_host;
+}
+
+/* Full pages of others are not computed again; those that are missing are promised to others.
+ * found: the first ones; when it returns, all of them. */
+static void publish_prompt(struct llm_sched *s, struct llm_sequence *q,
+                           struct llm_cache_found *found)
+{
+    for (uint32_t i = found->n; i < q->n_chained && !q->request->purged; i++) {
+        if (!llm_cache_publish(s->cache, q->request->owner, q->pages[i], &q->chained[i],
+                               q->tokens + (size_t) i * LLM_PAGE_TOKENS, q)) {
+            adopt(s, q, i, found);
+        }
     }
 }
 
@@ -110,7 +140,6 @@ static int take_rest(struct llm_sched *s, struct llm_sequence *q, uint32_t n)
     }
     q->pages_wanted = 0;
     q->n_pages = needed;
-    charge(s, q->request->tenant, q->pages, needed);
     return LLM_OK;
 }
 
@@ -119,19 +148,18 @@ int llm_pages_begin(struct llm_sched *s, struct llm_sequence *q)
     struct llm_cache_found found = {0};
 
     if (q->n_chained > 0) {
-        llm_cache_match(s->cache, q->request->owner, q->chained, q->tokens, q->n_chained,
-                        q->pages, &found);
-        llm_fair_charge(q->request->tenant, (double) (found.n_host * s->copy_ns));
+        match(s, q, 0, q->n_chained, q->pages, &found);
     }
     if (take_rest(s, q, found.n) != LLM_OK) {
         return LLM_EAGAIN;
     }
+    publish_prompt(s, q, &found);
+    charge(s, q->request->tenant, q->pages, q->n_pages);
     if (q->n_chained > 0) {
         llm_cache_count(s->cache, q->request->owner, &found, q->n_chained);
     }
     q->n_matched = found.n;
     q->n_there = q->position = q->n_done = q->n_proven = 0;
-    publish_prompt(s, q, found.n);
     return LLM_OK;
 }
 
@@ -146,6 +174,7 @@ int llm_pages_fork(struct llm_sched *s, struct llm_sequence *q, const struct llm
     if (take_rest(s, q, n_full) != LLM_OK) {
         return LLM_EAGAIN;
     }
+    charge(s, q->request->tenant, q->pages, q->n_pages);
     /* both go on in the last page: the next row of either is a write, so the copy is made now */
     if (n_rest > 0 && s->ops->page_copy(s->backend, leader->pages[n_full], q->pages[n_full],
                                         n_rest) != LLM_OK) {
@@ -165,9 +194,8 @@ static bool is_there(const struct llm_sched *s, uint32_t page)
     return llm_cache_indexed(s->cache, page) && !llm_cache_pending(s->cache, page);
 }
 
-/* The other sequence that is about to compute a page; NULL: nobody, it may be done. */
-static struct llm_sequence *other_writer(const struct llm_sched *s, const struct llm_sequence *q,
-                                         uint32_t page)
+struct llm_sequence *llm_pages_writer(const struct llm_sched *s, const struct llm_sequence *q,
+                                      uint32_t page)
 {
     struct llm_sequence *w;
 
@@ -198,7 +226,7 @@ struct llm_sequence *llm_pages_turn(const struct llm_sched *s, struct llm_sequen
 
     do {
         q = w;
-        w = other_writer(s, q, q->pages[q->position / LLM_PAGE_TOKENS]);
+        w = llm_pages_writer(s, q, q->pages[q->position / LLM_PAGE_TOKENS]);
     } while (w != NULL && q->step != s->n_steps);
     return q;
 }
@@ -215,7 +243,7 @@ uint32_t llm_pages_run(struct llm_sched *s, struct llm_sequence *q, uint32_t max
     for (uint32_t i = q->position / LLM_PAGE_TOKENS; i * LLM_PAGE_TOKENS < end; i++) {
         uint32_t page = q->pages[i];
 
-        if (is_there(s, page) || other_writer(s, q, page) != NULL) {
+        if (is_there(s, page) || llm_pages_writer(s, q, page) != NULL) {
             return i * LLM_PAGE_TOKENS - q->position;
         }
         if (llm_cache_pending(s->cache, page)) {

@@ -66,7 +66,7 @@ struct llm_sequence {
     uint32_t slot;      /* the backend's */
     uint32_t n_known;   /* tokens that were there when it started, or started again */
     uint32_t n_read;    /* rows of them that may go in chunks; the others go one a step */
-    uint32_t n_matched; /* leading pages that were found in the index, computed or promised */
+    uint32_t n_matched; /* pages that were found in the index, computed or promised */
     uint32_t n_there;   /* leading rows that are in its pages: all before `position`, or one more */
     uint32_t position;  /* of the next row: all before were handed to the backend in order */
     uint32_t n_done;    /* rows whose step has been waited for */

@@ -17,7 +17,7 @@
  *
  * n_there is `position`, or more where rows behind it are in the pages already: others have
  * computed them since, or the last token of a prompt that was found whole is run again. Of the
- * pages the first n_matched were found or promised, and the first n_chained have a digest. */
+ * pages n_matched were found or promised, and the first n_chained have a digest. */
 
 #ifndef LLM_SCHED_SCHED_INTERNAL_H
 #define LLM_SCHED_SCHED_INTERNAL_H
@@ -157,6 +157,10 @@ uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q);
 
 /* Makes room for the next row of a sequence. LLM_EAGAIN: there is no page. */
 int llm_pages_grow(struct llm_sched *s, struct llm_sequence *q);
+
+/* The other sequence that is about to compute a page that q needs; NULL: nobody, q may do it. */
+struct llm_sequence *llm_pages_writer(const struct llm_sched *s, const struct llm_sequence *q,
+                                      uint32_t page);
 
 /* Goes on behind pages that have been computed. The last token is run again, for what is sampled
  * after it is not in a page. */

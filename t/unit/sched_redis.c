@@ -460,6 +460,89 @@ static void test_close(void)
     free_job(other);
 }
 
+
+/* Pages come ahead of the front, and somebody else before that is there: he has them, too. */
+static void test_ahead(void)
+{
+    struct job *first = saved_by_another(), *again, *after;
+    uint64_t before = fake.rows_read;
+
+    fake_redis.rates.first_ns = 2 * ROWS * ROW_NS; /* not quite two steps: four pages are left */
+    again = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+    after = like(first, 8 * PAGE, 8 * PAGE + 30, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &again->request);
+    turn();
+    is_int(again->sequences[0].n_done, 2 * PAGE, "two of the four pages before them are computed");
+    llm_sched_submit(sched, &after->request);
+    turn();
+    ok(loaded() == 4 * PAGE && after->started, "the others come, and then somebody else");
+    run();
+    ok(as_expected(again) && as_expected(after), "both are right");
+    is_int(after->request.cached_tokens, 8 * PAGE, "he has all of it cached");
+    is_int(fake.rows_read - before, 4 * PAGE + 20 + 30, "and nothing is computed twice");
+    is_idle("after pages ahead");
+    close_engine();
+    fake_redis_close();
+    free_job(first);
+    free_job(again);
+    free_job(after);
+}
+
+/* Who had asked for them goes when they have come, but not what is before them. */
+static void test_left(void)
+{
+    struct job *first = saved_by_another(), *goes, *after;
+    uint64_t before;
+
+    fake_redis.rates.first_ns = 3 * ROWS * ROW_NS; /* six pages are left */
+    goes = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+    after = like(first, 8 * PAGE, 8 * PAGE + 30, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &goes->request);
+    turn();
+    turn();
+    llm_sched_cancel(sched, &goes->request);
+    is_int(loaded(), 2 * PAGE, "a cancel when the last two pages have come");
+
+    fake_redis.refuses = true;
+    before = fake.rows_read;
+    run_job(after);
+    ok(as_expected(after), "the next one is right");
+    is_int(after->request.cached_tokens, 6 * PAGE, "and finds them");
+    is_int(fake.rows_read - before, 2 * PAGE + 30, "so only the two before them are computed");
+    is_idle("after pages that were left");
+    close_engine();
+    fake_redis_close();
+    free_job(first);
+    free_job(goes);
+    free_job(after);
+}
+
+/* Who would compute the pages stands still, so who waits for them loads them. */
+static void test_paused(void)
+{
+    struct job *first = saved_by_another(), *stands, *waits;
+
+    stands = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+    waits = like(first, 8 * PAGE, 8 * PAGE + 30, 1, LLM_SCOPE_TENANT);
+    fake_redis.refuses = true;
+    llm_sched_submit(sched, &stands->request);
+    turn();
+    llm_sched_pause(sched, &stands->request, true);
+    fake_redis.refuses = false;
+    run_job(waits);
+    ok(as_expected(waits), "who waits for one that is paused is right");
+    is_int(loaded(), 4 * PAGE, "and loads what his next step does not compute");
+    llm_sched_pause(sched, &stands->request, false);
+    run();
+    ok(as_expected(stands), "as is the other");
+    is_idle("after a pause");
+    close_engine();
+    fake_redis_close();
+    free_job(first);
+    free_job(stands);
+    free_job(waits);
+}
+
 /* --- many at once --- */
 
 static void test_many(void)
@@ -541,6 +624,9 @@ int main(void)
     test_cancel();
     test_purge();
     test_close();
+    test_ahead();
+    test_left();
+    test_paused();
     test_many();
     return done_testing();
 }
