@@ -99,6 +99,10 @@ for my $round (1 .. 3) {
     $hits{$round} = counts($two)->{hits} - $before;
 }
 cmp_ok($hits{3}, '>', 1, 'pages are found when rates are known') or diag(explain(\%hits));
+cmp_ok(counts($two)->{hit_tokens}, '>=', 64, 'their tokens are counted');
+cmp_ok(counts($two)->{hit_tokens}, '<=', 64 * counts($two)->{hits}, 'those that were of use');
+cmp_ok(counts($two)->{chosen} + counts($two)->{probes}, '>=', 3, 'so are the decisions');
+cmp_ok(counts($two)->{bytes_per_s}, '>', 0, 'and how fast it is');
 
 # --- it outlives the engine ---
 

@@ -5,8 +5,8 @@ package LLM::Engine;
 #   $e->socket                     its path
 #   $e->state                      hash: ready, draining, failed, running, queued, free_pages,
 #                                  total_pages, beats, …: read from the engine's state memory
-#   $e->redis                      hash: loads, hits, saved, …, absent, late, …, breaker: what the
-#                                  same memory says of the Redis tier
+#   $e->redis                      hash: hit_tokens, loads, hits, saved, …, absent, late, …, breaker:
+#                                  what the same memory says of the Redis tier
 #   $e->idle($seconds)             waits until nothing runs, nothing is queued, all pages are free
 #   $e->stop, $e->kill, $e->pid, $e->start (again, with the same socket)
 #
@@ -122,7 +122,7 @@ sub redis {
     my ($self) = @_;
     my @c = unpack('x2192 Q48', slurp($self->_state_file));
 
-    return { (map { $redis[$_] => $c[16 + $_] } 0 .. $#redis),
+    return { hit_tokens => $c[2], (map { $redis[$_] => $c[16 + $_] } 0 .. $#redis),
         (map { $misses[$_] => $c[32 + $_] } 0 .. $#misses) };
 }
 
