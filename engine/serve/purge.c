@@ -43,6 +43,7 @@ const char *llm_purge_begin(struct llm_client *c, const struct llm_ipc_record *r
     };
     memcpy(p->owner, record.tenant, sizeof(p->owner));
     e->purges = p;
+    llm_log(LLM_LOG_NOTICE, "purging a tenant, as an operator asks");
 
     if (e->phase == LLM_ENGINE_READY || e->phase == LLM_ENGINE_DRAINING) {
         llm_mailbox_post(&e->model.inbox, &p->message);
@@ -63,7 +64,6 @@ void llm_purge_done(struct llm_engine *e, struct llm_purge *p)
     }
     *link = p->next;
 
-    llm_log(LLM_LOG_NOTICE, "a tenant was purged");
     if (p->client != NULL && llm_ipc_send(&p->client->ipc, LLM_IPC_PURGED, p->slot, p->generation,
                                           &part, 1) != LLM_IPC_DONE) {
         llm_client_drop(p->client, "no room for the answer to a PURGE");
