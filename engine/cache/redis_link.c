@@ -351,7 +351,6 @@ static enum llm_redis_miss read_answer(struct llm_redis_link *l)
 
     l->verdict = LLM_REDIS_PROTOCOL;
     if (redisReaderGetReply(l->reader, &answer) != REDIS_OK || answer == NULL) {
-        snprintf(l->why, sizeof(l->why), "it answers what nobody asked");
         return LLM_REDIS_PROTOCOL;
     }
     if (l->verdict != LLM_LINK_FINE) {
@@ -379,11 +378,13 @@ static enum llm_redis_miss scan(struct llm_redis_link *l)
         }
         l->unscanned -= used;
         if (state == LLM_REPLY_BAD) {
-            snprintf(l->why, sizeof(l->why), "it answers what nobody asked");
             verdict = LLM_REDIS_PROTOCOL;
         } else if (state == LLM_REPLY_END) {
             verdict = read_answer(l);
         }
+    }
+    if (verdict == LLM_REDIS_PROTOCOL) {
+        snprintf(l->why, sizeof(l->why), "it answers what nobody asked");
     }
     return verdict;
 }

@@ -160,14 +160,30 @@ static void rewind_runs(struct llm_redis_loader *l)
     }
 }
 
+static void delete_epoch(struct llm_redis_loader *l, const struct llm_redis_run *run)
+{
+    char name[LLM_REDIS_NAME_MAX];
+
+    llm_redis_epoch_name(&run->keys, name);
+    l->delete(l->delete_ctx, name);
+}
+
+/* A string was longer than what was asked for can be. */
+static void delete_too_long(struct llm_redis_loader *l, const struct llm_redis_asked *asked)
+{
+    if (asked->kind == KIND_PAGE) {
+        l->delete(l->delete_ctx, l->in[asked->index].name);
+    } else if (asked->kind == KIND_EPOCH) {
+        delete_epoch(l, asked->who);
+    }
+}
+
 /* A value in the wrong place leaves the others their chance; after anything else nobody waits for
  * Redis to come back. */
 static void lose(struct llm_redis_loader *l, enum llm_redis_miss reason, uint64_t now)
 {
-    const struct llm_redis_asked *faulty = &l->link.faulty;
-
-    if (reason == LLM_REDIS_PROTOCOL && faulty->who != NULL && faulty->kind == KIND_PAGE) {
-        l->delete(l->delete_ctx, l->in[faulty->index].name); /* too long, it may be */
+    if (reason == LLM_REDIS_PROTOCOL && l->link.scan.too_long) {
+        delete_too_long(l, &l->link.faulty);
     }
     rewind_runs(l);
     while (reason != LLM_REDIS_CORRUPT && l->runs != NULL) {
@@ -189,7 +205,6 @@ static enum llm_redis_miss epoch_answered(struct llm_redis_loader *l, struct llm
                                           const struct llm_redis_answer *a)
 {
     struct llm_redis_tenant *tenant = llm_redis_tenant(&l->common->tenants, run->owner);
-    char name[LLM_REDIS_NAME_MAX];
     uint64_t epoch = 0;
 
     if (a->kind == LLM_ANSWER_STRING) {
@@ -202,8 +217,7 @@ static enum llm_redis_miss epoch_answered(struct llm_redis_loader *l, struct llm
         run->fate = LLM_REDIS_ABSENT; /* who writes first makes one, and all names are new */
     } else if (epoch == 0) {
         run->fate = LLM_REDIS_CORRUPT;
-        llm_redis_epoch_name(&run->keys, name);
-        l->delete(l->delete_ctx, name);
+        delete_epoch(l, run);
     } else if (run->epoch != 0 && run->epoch != epoch) {
         run->fate = LLM_REDIS_STALE;
     }
@@ -405,10 +419,8 @@ static void end_runs(struct llm_redis_loader *l, uint64_t now)
             reason = LLM_REDIS_STALE;
         } else if (now >= run->deadline_ns) {
             reason = LLM_REDIS_LATE;
-        } else if (run->n_out == 0 && run->fate != LLM_LINK_FINE) {
-            reason = run->fate;
-        } else if (run->n_answered == run->n && run->n_out == 0) {
-            reason = LLM_REDIS_ABSENT; /* of nothing that is left */
+        } else if (run->n_out == 0 && (run->fate != LLM_LINK_FINE || run->n_answered == run->n)) {
+            reason = run->fate != LLM_LINK_FINE ? run->fate : LLM_REDIS_ABSENT; /* of nothing */
             llm_redis_link_success(&l->link);
         }
         if (reason == LLM_LINK_FINE) {

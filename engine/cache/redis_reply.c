@@ -63,7 +63,8 @@ static enum llm_reply_state begin_bulk(struct llm_reply_scan *s, int64_t len)
     if (len == -1) {
         return end_element(s);
     }
-    if (len < 0 || (uint64_t) len > s->bulk_room) {
+    s->too_long = len > 0 && (uint64_t) len > s->bulk_room;
+    if (len < 0 || s->too_long) {
         return LLM_REPLY_BAD;
     }
     s->bulk_room -= (uint64_t) len;

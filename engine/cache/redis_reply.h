@@ -30,7 +30,7 @@ struct llm_reply_scan {
     uint64_t bulk_left; /* of the bulk string under way, its line end included */
     uint32_t line_len;  /* of the line under way */
     bool line_ends;     /* it has its CR */
-    bool bad;
+    bool bad, too_long; /* the latter: as a string is longer than the caller allows */
     char line[24]; /* its beginning: a number's, all of it */
     uint32_t n_elements, depth, left[LLM_REPLY_MAX_DEPTH];
 };

@@ -41,11 +41,36 @@ static void give_up(struct llm_redis_saver *s, struct llm_redis_out *out)
     finish(s, out, &s->common->tally.unsaved);
 }
 
+/* What stands where the number that was asked for should. */
+static void delete_number(struct llm_redis_saver *s, const struct llm_redis_asked *asked)
+{
+    const struct llm_redis_out *out = asked->who;
+    char name[LLM_REDIS_NAME_MAX];
+
+    switch (asked->kind) {
+    case KIND_EPOCH:
+        llm_redis_epoch_name(&out->keys, name);
+        break;
+    case KIND_WRITTEN:
+        llm_redis_quota_name(&out->keys, out->window, name);
+        break;
+    case KIND_WRITTEN_BEFORE:
+        llm_redis_quota_name(&out->keys, out->window - 1, name);
+        break;
+    default:
+        return;
+    }
+    llm_redis_saver_delete(s, name);
+}
+
 /* The connection is gone, with everything outstanding. While the breaker is open nothing waits. */
-static void lose(struct llm_redis_saver *s)
+static void lose(struct llm_redis_saver *s, enum llm_redis_miss reason)
 {
     bool open = llm_breaker_state(&s->link.breaker) == LLM_REDIS_OPEN;
 
+    if (reason == LLM_REDIS_PROTOCOL && s->link.scan.too_long) {
+        delete_number(s, &s->link.faulty);
+    }
     for (uint32_t i = 0; i < s->n_buffers; i++) {
         struct llm_redis_out *out = &s->out[i];
 
@@ -87,20 +112,6 @@ static enum llm_redis_miss set(struct llm_redis_out *out, const struct llm_redis
                                                                      : LLM_REDIS_PROTOCOL;
 }
 
-/* What stands where a number of ours should. */
-static void delete_number(struct llm_redis_saver *s, const struct llm_redis_out *out,
-                          uint32_t kind)
-{
-    char name[LLM_REDIS_NAME_MAX];
-
-    if (kind == KIND_EPOCH) {
-        llm_redis_epoch_name(&out->keys, name);
-    } else {
-        llm_redis_quota_name(&out->keys, out->window - (kind == KIND_WRITTEN_BEFORE), name);
-    }
-    llm_redis_saver_delete(s, name);
-}
-
 static enum llm_redis_miss answered(void *ctx, const struct llm_redis_asked *asked,
                                     const struct llm_redis_answer *a)
 {
@@ -112,11 +123,10 @@ static enum llm_redis_miss answered(void *ctx, const struct llm_redis_asked *ask
     }
     out->n_out--;
     if (llm_redis_answer_is_error(a, "WRONGTYPE") || llm_redis_answer_is_error(a, "ERR")
-        || (a->kind == LLM_ANSWER_STRING && llm_redis_number_read(a->text, a->len) == 0)) {
+        || (asked->kind == KIND_EPOCH && a->kind == LLM_ANSWER_STRING
+            && llm_redis_number_read(a->text, a->len) == 0)) {
         out->answers.broken = true;
-        if (asked->kind != KIND_PRESENCE && asked->kind != KIND_SET) {
-            delete_number(s, out, asked->kind);
-        }
+        delete_number(s, asked);
         return LLM_LINK_FINE;
     }
     if (a->kind == LLM_ANSWER_ERROR) {
@@ -441,7 +451,7 @@ void llm_redis_saver_turn(struct llm_redis_saver *s, short revents, uint64_t now
         }
     }
     if (lost != LLM_LINK_FINE) {
-        lose(s);
+        lose(s, lost);
     }
 }
 

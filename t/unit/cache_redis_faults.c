@@ -53,8 +53,9 @@ static void is_not_there_yet(struct server *s, struct tier *t)
     is_int(llm_redis_counts(t->redis).breaker, LLM_REDIS_OPEN, "the breaker opens");
     server_start(s, "0");
     ok(tier_up(t), "it comes, and the tier comes to it");
+    is_int(tier_load(t, 1, N_PAGES), 0, "it does not know the tenant");
+    ok(tier_wait(is_closed, t, 1000), "but has answered: the breaker is closed");
     ok(well(t), "and works");
-    ok(tier_wait(is_closed, t, 1000), "the breaker is closed");
 }
 
 static void hangs(struct server *s, struct tier *t, const char *how, const char *command)
@@ -231,6 +232,28 @@ static void holds_rubbish(struct server *s, struct tier *t)
     free(other);
 }
 
+/* An epoch that is longer than a number can be: whoever comes upon it first deletes it. */
+static void holds_a_long_epoch(struct server *s, struct tier *t)
+{
+    static const char rubbish[] = "1111111111222222222233333333334444444444";
+    uint64_t end = llm_now_ns() + 5 * LLM_NS_PER_S;
+    char epoch[LLM_REDIS_NAME_MAX];
+
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    need(well(t), "not well");
+    a_page(s, "llm1:{*}:epoch", epoch);
+    put(s, epoch, rubbish, sizeof(rubbish) - 1);
+    is_no_good(s, t, epoch, LLM_REDIS_PROTOCOL, "a long epoch");
+
+    put(s, epoch, rubbish, sizeof(rubbish) - 1);
+    tier_save_all(t, 1, 1);
+    while (server_count(s, "EXISTS %s", epoch) == 1 && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    is_int(server_count(s, "EXISTS %s", epoch), 0, "nor when something is saved");
+    ok(well(t), "then all is well");
+}
+
 /* An ACL, or a password, that does not let us in. */
 static void is_refused(struct tier *t, const char *url, const char *what)
 {
@@ -314,6 +337,7 @@ int main(void)
     only_reads(&s, &t, "no memory");
     loses_keys(&s, &t);
     holds_rubbish(&s, &t);
+    holds_a_long_epoch(&s, &t);
     who_may(&s, &t);
     by_tcp(&s, &t);
     llm_redis_close(t.redis);

@@ -107,9 +107,13 @@ static bool tier_is_up(struct tier *t)
 __attribute__((unused)) static void tier_open(struct tier *t,
                                               const struct llm_redis_options *options)
 {
+    static bool quiet; /* set once, before there is any thread that logs */
     struct llm_error err;
 
-    llm_log_set_level(LLM_LOG_ERROR);
+    if (!quiet) {
+        llm_log_set_level(LLM_LOG_ERROR);
+        quiet = true;
+    }
     need(llm_redis_open(options, &t->redis, &err) == LLM_OK, "the tier does not open");
 }
 
