@@ -275,6 +275,7 @@ BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deter
 gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BUILD)/t/gpu/faults $(GPU_BENCHES)
 check-gpu: gpu $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
 	prove --timer --failures $(GPU_TESTS) $(BUILD)/t/gpu/faults
+	LLM_CUDA_MMA=1 prove --timer --failures $(BUILD)/t/gpu/many
 	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda prove --timer --failures $(BACKEND_TESTS)
 	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda t/run $(BUILD) t/golden.t
 	set -e; for tool in memcheck racecheck initcheck; do for test in $(GPU_TESTS); do \

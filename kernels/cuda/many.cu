@@ -6,7 +6,23 @@
  * registers and becomes bf16 on the way, exactly; its scale is applied to the fp32 sums after each
  * 128 columns. Chunks of columns are on their way while one is multiplied, and of two blocks of a
  * processor one multiplies while the other waits, begins or stores. Without warpgroups (before
- * Hopper) each warp makes the same sums with its own instructions. */
+ * Hopper) each warp makes the same sums with its own instructions.
+ *
+ * One H200, weights and activations mostly in L2: microseconds, and the share of 790 TFLOP/s
+ * (t/bench/gpu/many.c):
+ *
+ *                                           bf16             fp8
+ *   8,192 of 8,192, 8,192 rows          2,315   60 %     3,014   46 %
+ *   3,072 of 2,048, 4,096 rows            150   44 %       161   41 %
+ *   V2-Lite's experts, up, 4,096 tokens   996   48 %     1,071   45 %
+ *                      down               525   46 %       565   42 %
+ *                      up, 512 tokens     262   23 %       285   21 %
+ *                      down               166   18 %       159   19 %
+ *   V3's experts, up, 4,096 tokens      1,669   55 %     1,871   49 %
+ *                 down                    983   47 %     1,021   45 %
+ *
+ * Blocks of four warpgroups and 256 outputs were 7 % faster for the experts in bf16 and 8 % slower
+ * in e4m3, where one block a processor leaves the making of bf16 uncovered. */
 
 #include "kernels/cuda/group.cuh"
 

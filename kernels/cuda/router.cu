@@ -3,7 +3,10 @@
  *
  * Up to 64 rows it is one launch of one block: the tokens of an expert are the bits of a mask, so
  * that a pair's place is a number of bits. More rows take three: routing, counting, placing, the
- * last two with a block for each expert that reads what all rows chose. */
+ * last two with a block for each expert that reads what all rows chose.
+ *
+ * One H200: 3 us for a row of V2-Lite, 9 for 64; 7 and 25 for V3 (t/bench/gpu/small.c), where a
+ * row's eight choices, one after the other, and the groups before them take most. */
 
 #include "kernels/cuda/device.cuh"
 

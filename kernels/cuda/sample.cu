@@ -1,6 +1,6 @@
 /* Choosing tokens where the logits are. A row belongs to a team of blocks, each with a slice of the
  * ids: a cluster of eight where the processor has clusters, one block elsewhere. Bound by the
- * passes over the slice and the clusters' barriers: about a microsecond a pass.
+ * passes over the slice and the clusters' barriers, of which a cut takes three and eight.
  *
  * The order of all tokens by probability is never made. p = exp((logit - max) / temperature) is a
  * float in (0, 1], and the difference of its bits from those of 1 is a key of 30 bits that ascends
@@ -10,7 +10,11 @@
  * are told apart by their ids.
  *
  * p is what kernels/cpu makes of the same logits, to the bit, and so are masses but for rounding in
- * the last place of a double. */
+ * the last place of a double.
+ *
+ * One H200, 102,400 logits of 1 and of 64 rows, microseconds (t/bench/gpu/small.c): greedy 6 and
+ * 30, with 20 log-probabilities 39 and 191, temperature alone 47 and 242, with top_p 64 and 325,
+ * with top_k, top_p and min_p 83 and 423. */
 
 #include "kernels/cuda/device.cuh"
 
