@@ -101,8 +101,8 @@ static void tell(struct llm_redis *r)
 {
     const struct llm_redis_link *load = &r->loader.link, *save = &r->saver.link;
 
-    atomic_store(&r->load_up, load->state == LLM_LINK_UP);
-    atomic_store(&r->save_up, save->state == LLM_LINK_UP);
+    atomic_store(&r->load_up, llm_redis_link_is_good(load));
+    atomic_store(&r->save_up, llm_redis_link_is_good(save));
     atomic_store(&r->breaker, (int) llm_breaker_state(&load->breaker));
     atomic_store(&r->connects, load->connects + save->connects);
     atomic_store(&r->drops, load->drops + save->drops);

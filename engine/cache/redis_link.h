@@ -115,6 +115,12 @@ static inline bool llm_redis_link_body_gone(const struct llm_redis_link *l)
     return l->body == NULL;
 }
 
+/* Up, or about to be again after it was dropped of nobody's fault. */
+static inline bool llm_redis_link_is_good(const struct llm_redis_link *l)
+{
+    return l->state == LLM_LINK_UP || (l->connects > 0 && l->breaker.failures == 0);
+}
+
 /* Drops the connection; of nobody's fault, so that the next may follow at once. */
 void llm_redis_link_drop(struct llm_redis_link *l);
 
