@@ -87,7 +87,8 @@ void llm_sched_pause(struct llm_sched *s, struct llm_request *r, bool paused);
 
 /* Nothing that was computed for this owner (llm_scope_owner) so far is found any more, in any tier
  * of this process, nor what those of his requests that have begun go on to compute; they notice
- * nothing. How many pages that were indexed are not any more. */
+ * nothing. What is on its way from Redis for him, or to it, is given up (llm_redis_forget_tenant).
+ * How many pages that were indexed are not any more. */
 uint32_t llm_sched_purge(struct llm_sched *s, const uint8_t owner[32]);
 
 /* The first half of a turn, which does not wait: starts what may start and submits the steps that

@@ -110,9 +110,6 @@ static void attend(struct llm_model_thread *m, struct llm_call *call)
 
 static void attend_purge(struct llm_model_thread *m, struct llm_purge *p)
 {
-    if (m->redis != NULL) {
-        llm_redis_forget_tenant(m->redis, p->owner);
-    }
     p->n_pages = llm_sched_purge(m->sched, p->owner);
     p->message.kind = LLM_MESSAGE_PURGED;
     llm_mailbox_post(m->control, &p->message);
