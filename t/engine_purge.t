@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use lib 't/lib';
+use LLM::Process qw(wait_until);
 use LLM::Test;
 
 my $t = LLM::Test->new;
@@ -55,11 +56,17 @@ $redis->command('SET', "other:$_", 'x') for 1 .. 10;
 purged('its pages', 0, qr/^Redis: 3000 pages deleted, 0 are left$/m, 'anna', @redis);
 is(scalar($redis->pages("{$tag}")), 0, 'are gone');
 is(scalar(() = $redis->pages("{$other}")), 50, 'nobody else\'s');
-is($redis->command('GET', "llm1:{$tag}:epoch"), $epoch + 1, 'the epoch has risen by one');
+my $other_epoch = $redis->command('GET', "llm1:{$tag}:epoch");
+cmp_ok($other_epoch, '>', 1 << 30, 'it has an epoch');
+isnt($other_epoch, $epoch, 'but another one');
 is($redis->command('GET', "llm1:{$tag}:bytes:7"), 300000, 'what it has written stays counted');
 is(scalar(() = $redis->names('other:*')), 10, 'nor what is not the engines\'');
 purged('over TCP', 0, qr/^Redis: 50 pages deleted, 0 are left$/m, 'bert', '--redis',
     $redis->tcp_url, '--secret-file', $secret);
+
+$redis->command('SET', "llm1:{$tag}:epoch", 'no number');
+purged('one whose epoch is no number', 0, qr/0 are left/, 'anna', @redis);
+like($redis->command('GET', "llm1:{$tag}:epoch"), qr/^\d+\z/, 'has one then');
 
 # --- an engine ---
 
@@ -107,6 +114,18 @@ purged('all of it by an engine\'s configuration', 0,
     qr/^Redis: nothing.*^unix:$at: 3 pages.*^Redis: 0 pages deleted, 0 are left$/ms, 'anna',
     '--config', $conf);
 
+# What an engine may write under the new epoch, as long as it has not been told, is not found either.
+$engine->signal('STOP');
+$epoch = $redis->command('GET', "llm1:{$tag}:epoch");
+my $p = LLM::Process->start([ "$t->{build}/llm-engine", 'cache-purge', '--tenant', 'anna',
+    '--config', $conf ], log => $log, env => { $t->_sanitizer_env(1) });
+ok(wait_until(10, sub { $redis->command('GET', "llm1:{$tag}:epoch") ne $epoch }),
+    'there is another epoch before an engine is told');
+$epoch = $redis->command('GET', "llm1:{$tag}:epoch");
+$engine->signal('CONT');
+is($p->wait(30), 0, 'it is told');
+isnt($redis->command('GET', "llm1:{$tag}:epoch"), $epoch, 'and another one after that');
+
 # --- what goes wrong ---
 
 purged('an engine that is not there', 1, qr/no engine is there/, 'anna', '--engine',
@@ -152,11 +171,11 @@ for my $how (sort keys %bad) {
 # one that would have us delete what is not the tenant's
 my $name = 'llm1:' . 'o' x 99; # as long as one of a page
 $redis->command('SET', $name, 'x');
-$relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n"
+$relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n+OK\r\n"
     . "*2\r\n\$1\r\n0\r\n*1\r\n\$104\r\n$name\r\n"));
 purged('other names', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
 is($redis->command('GET', $name), 'x', 'are left alone');
-$relay->set('before=' . unpack('H*', "+OK\r\n+OK\r\n:7\r\n+OK\r\n"));
+$relay->set('before=' . unpack('H*', "+OK\r\n" x 4));
 purged('what is no answer to SCAN', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
 
 $relay->set('');

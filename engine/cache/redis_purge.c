@@ -122,8 +122,7 @@ static int ask(const struct llm_redis_purge *p, const char *const *words, int n_
     }
     if (reply->type == REDIS_REPLY_ERROR) {
         rc = llm_fail(err, LLM_EIO, "Redis refuses %s: %s", words[0], reply->str);
-    } else if (reply->type != type &&
-               !(type == REDIS_REPLY_STATUS && reply->type == REDIS_REPLY_NIL)) {
+    } else if (reply->type != type) {
         rc = llm_fail(err, LLM_EIO, "what answers %s is no Redis", words[0]);
     }
     if (rc != LLM_OK) {
@@ -134,7 +133,7 @@ static int ask(const struct llm_redis_purge *p, const char *const *words, int n_
     return LLM_OK;
 }
 
-/* A command that answers OK, or nil where it finds nothing to do. */
+/* A command that answers OK. */
 static int tell(const struct llm_redis_purge *p, const char *const *words, int n_words,
                 struct llm_error *err)
 {
@@ -228,30 +227,19 @@ void llm_redis_purge_close(struct llm_redis_purge *p)
 
 /* --- the epoch --- */
 
-/* One that is not there, as nobody used it or it was evicted, begins anywhere, as engines begin it:
- * not where another one has been. */
-int llm_redis_purge_raise(struct llm_redis_purge *p, struct llm_error *err)
+/* Whatever stands there, be it a number of the past or none at all. */
+int llm_redis_purge_epoch(struct llm_redis_purge *p, struct llm_error *err)
 {
     char name[LLM_REDIS_NAME_MAX], value[24];
-    const char *set[] = {"SET", name, value, "NX"}, *incrby[] = {"INCRBY", name, "1"};
-    redisReply *reply;
+    const char *set[] = {"SET", name, value};
     uint64_t epoch;
-    int rc;
 
     if (getrandom(&epoch, sizeof(epoch), 0) != sizeof(epoch)) {
         return llm_fail(err, LLM_EIO, "no random numbers to be had");
     }
     llm_redis_epoch_name(&p->keys, name);
     snprintf(value, sizeof(value), "%" PRIu64, (epoch >> 2) | 1);
-
-    rc = tell(p, set, 4, err);
-    if (rc == LLM_OK) {
-        rc = ask(p, incrby, 3, REDIS_REPLY_INTEGER, &reply, err);
-    }
-    if (rc == LLM_OK) {
-        freeReplyObject(reply);
-    }
-    return rc;
+    return tell(p, set, 3, err);
 }
 
 /* --- the pages --- */

@@ -16,9 +16,9 @@ int llm_redis_purge_open(const char *url, const uint8_t master[32], const uint8_
                          struct llm_error *err);
 void llm_redis_purge_close(struct llm_redis_purge *p); /* NULL is fine */
 
-/* Raises the tenant's epoch: from here on nobody finds what is there of the tenant, nor what is
- * written by an engine that has not heard of it. LLM_EIO. */
-int llm_redis_purge_raise(struct llm_redis_purge *p, struct llm_error *err);
+/* Gives the tenant another epoch, where none has been: from here on nobody finds what is there of
+ * the tenant, nor what is on its way there. LLM_EIO. */
+int llm_redis_purge_epoch(struct llm_redis_purge *p, struct llm_error *err);
 
 struct llm_redis_purged {
     uint64_t deleted; /* pages */

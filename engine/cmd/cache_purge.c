@@ -59,7 +59,7 @@ static void fail(struct purge *p, const struct llm_error *err)
 
 /* --- Redis --- */
 
-static void raise_epoch(struct purge *p)
+static void begin_in_redis(struct purge *p)
 {
     const struct options *o = p->options;
     uint8_t master[32];
@@ -71,7 +71,7 @@ static void raise_epoch(struct purge *p)
         OPENSSL_cleanse(master, sizeof(master));
     }
     if (rc == LLM_OK) {
-        rc = llm_redis_purge_raise(p->redis, &err);
+        rc = llm_redis_purge_epoch(p->redis, &err);
     }
     if (rc == LLM_OK) {
         puts("Redis: nothing of the tenant is found any more");
@@ -80,6 +80,16 @@ static void raise_epoch(struct purge *p)
     llm_redis_purge_close(p->redis);
     p->redis = NULL;
     fail(p, &err);
+}
+
+/* What an engine wrote under the new epoch before it was told has yet to arrive, it may be. */
+static void leave_late_pages(struct purge *p)
+{
+    struct llm_error err;
+
+    if (llm_redis_purge_epoch(p->redis, &err) != LLM_OK) {
+        fail(p, &err);
+    }
 }
 
 static void delete_pages(struct purge *p)
@@ -132,7 +142,8 @@ static void purge_engines(struct purge *p)
 
 /* --- the command --- */
 
-/* First the epoch, then engines, then pages: when these are deleted, writers have heard of it. */
+/* First the epoch, then engines, then another epoch and the pages: when these are deleted, writers
+ * have heard of it. */
 static int purge(const struct options *o)
 {
     struct purge p = {.options = o, .timeout_ms = o->timeout * 1000};
@@ -142,10 +153,11 @@ static int purge(const struct options *o)
         return LLM_EXIT_ERROR;
     }
     if (o->redis != NULL) {
-        raise_epoch(&p);
+        begin_in_redis(&p);
     }
     purge_engines(&p);
     if (p.redis != NULL) {
+        leave_late_pages(&p);
         delete_pages(&p);
     }
     return p.failed ? LLM_EXIT_ERROR : LLM_EXIT_OK;
