@@ -35,6 +35,11 @@ static bool is_closed(struct tier *t)
     return llm_redis_counts(t->redis).breaker == LLM_REDIS_CLOSED;
 }
 
+static bool is_open(struct tier *t)
+{
+    return llm_redis_counts(t->redis).breaker != LLM_REDIS_CLOSED;
+}
+
 static void is_not_there_yet(struct server *s, struct tier *t)
 {
     uint64_t begin = llm_now_ns();
@@ -261,7 +266,7 @@ static void is_refused(struct tier *t, const char *url, const char *what)
     struct llm_redis_options options = tier_options(&other, url);
 
     tier_open(&other, &options);
-    usleep(300000);
+    ok(tier_wait(is_open, &other, 2000), "%s: it is told at once", what);
     is_int(tier_load(&other, 1, N_PAGES), 0, "%s: nothing is found", what);
     ok(!llm_redis_rates(other.redis).up, "it is not up");
     ok(llm_redis_counts(other.redis).connects == 0, "and never was");

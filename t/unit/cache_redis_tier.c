@@ -175,6 +175,7 @@ static void does_not_save_what_is_forgotten(struct server *s, struct tier *t)
 static void takes_on_only_so_much(struct server *s, struct tier *t)
 {
     uint64_t down = tier_missed(t, LLM_REDIS_DOWN), loads[100];
+    uint64_t unwanted = tier_missed(t, LLM_REDIS_UNWANTED);
     uint32_t n = 0;
 
     kill(s->pid, SIGSTOP);
@@ -189,6 +190,7 @@ static void takes_on_only_so_much(struct server *s, struct tier *t)
     for (uint32_t i = 0; i < n; i++) {
         tier_take(t, loads[i], 1, 0, 5000);
     }
+    ok(tier_missed(t, LLM_REDIS_UNWANTED) > unwanted, "what is cancelled is not waited for");
     kill(s->pid, SIGCONT);
     ok(tier_up(t) && tier_load(t, 1, 10) == 10, "then there is room again");
 }

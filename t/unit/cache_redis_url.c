@@ -29,7 +29,7 @@ static const char *const bad[] = {
     "", "h", "http://h", "redis:/h", "redis://", "redis://:6379", "redis://h:", "redis://h:0",
     "redis://h:65536", "redis://h:6379x", "redis://h:999999", "redis://h/x", "redis://h/65536",
     "redis://h/1/2", "redis://user@h", "redis://user:@h", "redis://u:%@h", "redis://u:%4@h",
-    "redis://u:%zz@h", "redis://u:%00@h", "redis://[::1", "redis://[::1]x", "redis://a%20b",
+    "redis://u:%zz@h", "redis://u:p%00@h", "redis://[::1", "redis://[::1]x", "redis://a%20b",
     "redis+unix://", "redis+unix://run", "redis+unix:///", "redis+unix://u:p@run/x",
     "redis+unix:///run?x=1", "redis+unix:///run?db=", "redis+unix:///run?db=-1",
     "redis+unix:///" DIGITS_50 DIGITS_50 DIGITS_50,
