@@ -104,8 +104,9 @@ enum llm_redis_miss llm_redis_link_flush(struct llm_redis_link *l, uint64_t now)
 /* How many commands can be asked for before there is an answer. */
 uint32_t llm_redis_link_free_asks(const struct llm_redis_link *l);
 
-/* Asks, on a connection that is up, where that is free. words: n_words of them, terminated; in the place of one that is
- * NULL stands body, which stays where it is until it is sent: one at a time. */
+/* Asks, on a connection that is up, where that is free. words: n_words of them, terminated; in the
+ * place of one that is NULL stands body, which stays where it is until it is sent: one at a
+ * time. */
 void llm_redis_link_ask(struct llm_redis_link *l, const struct llm_redis_asked *asked,
                         const char *const *words, uint32_t n_words, const void *body,
                         size_t n_body);
