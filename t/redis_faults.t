@@ -102,7 +102,8 @@ for my $name ($faults->names) {
 }
 
 my $grown = rss() - $rss;
-cmp_ok($grown, '<', 64 << 10, "all of that took $grown kB") if !$ENV{LLM_SANITIZE};
+# the tier's buffers are touched when they are needed
+cmp_ok($grown, '<', 192 << 10, "all of that took $grown kB") if !$ENV{LLM_SANITIZE};
 my $counts = $engine->redis;
 for my $why (qw(absent late down refused protocol corrupt)) {
     cmp_ok($counts->{$why}, '>', 0, "misses are counted by reason: $why");

@@ -91,7 +91,9 @@ is($wrong, 0, 'and none got a wrong answer');
 for my $i (0 .. $#engines) {
     my $grown = rss($engines[$i]) - $rss[$i];
 
-    cmp_ok($grown, '<', 32 << 10, "engine $i grew by $grown kB") if !$ENV{LLM_SANITIZE};
+    # the tier's buffers are touched when they are needed, all of them in an hour
+    cmp_ok($grown, '<', long(192, 32) << 10, "engine $i grew by $grown kB")
+        if !$ENV{LLM_SANITIZE};
     cmp_ok(files($engines[$i]) - $files[$i], '<', 8, 'and opened no files that it keeps');
     ok($engines[$i]->idle, 'it is idle');
     my $hits = $engines[$i]->redis->{hits};
