@@ -144,7 +144,7 @@ for my $other ([ 'another secret', '--redis', $redis->url, '--secret-file', $sec
 # --- nothing of it can be read ---
 
 # Canaries in words and in ids; a tenant each, so that equal latents meet as well.
-my $canaries = long(20, 1000);
+my $canaries = long($ENV{LLM_SANITIZE} ? 4 : 20, 1000);
 my ($values, $readable, $equal) = (0, 0, 0);
 
 sub look_at_all {
@@ -171,8 +171,8 @@ for my $i (1 .. $canaries) {
 
     ask($one, "tenant$i", $text, max_tokens => 1);
     ask($one, "tenant$i", [ 1000 .. 1127 ], max_tokens => 1);
-    if ($i % 20 == 0) {
-        settle($one, 20 * 4);
+    if ($i % 20 == 0 || $i == $canaries) {
+        settle($one, 4 * (($i - 1) % 20 + 1));
         look_at_all();
     }
 }
@@ -233,7 +233,7 @@ $redis->command('FLUSHALL');
 my $relay = $t->relay($redis);
 my @many = map { [ ids(500) ] } 1 .. 4;
 my @many_said = map { said(ask($plain, 'jana', $_)) } @many;
-for my $round (1 .. long(3, 30)) {
+for my $round (1 .. long($ENV{LLM_SANITIZE} ? 1 : 3, 30)) {
     my $dying = node('--redis', $relay->url, '--secret-file', $t->secret);
 
     $relay->set('delay=2');
