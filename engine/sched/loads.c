@@ -128,10 +128,11 @@ static bool ask(struct llm_sched *s, struct llm_sequence *q, uint32_t first, uin
     return true;
 }
 
-static void probe(struct llm_sched *s, struct llm_sequence *q, uint32_t first, uint32_t end)
+/* Of at most n pages. */
+static void probe(struct llm_sched *s, struct llm_sequence *q, uint32_t first, uint32_t n)
 {
     if (s->asked_ns == 0 || llm_sched_now(s) - s->asked_ns >= PROBE_EVERY_NS) {
-        s->loads.probes += ask(s, q, first, least(end - first, PROBE_PAGES));
+        s->loads.probes += ask(s, q, first, least(n, PROBE_PAGES));
     }
 }
 
@@ -151,7 +152,8 @@ static void choose(struct llm_sched *s, struct llm_sequence *q, uint32_t first, 
     }
 
     if (rates.bytes_per_s == 0 || !llm_cost_known(&s->prefill_cost)) {
-        probe(s, q, skip < end - first ? first + skip : end - 1, end);
+        first = skip < end - first ? first + skip : end - 1;
+        probe(s, q, first, least(end - first, free));
         return;
     }
     s->loads.faster = llm_worth_loading(&front, &fetch, s->loads.faster);
@@ -161,7 +163,7 @@ static void choose(struct llm_sched *s, struct llm_sequence *q, uint32_t first, 
     if (n == 0) {
         s->loads.declined += !q->load_decided;
         q->load_decided = true;
-        probe(s, q, first, end);
+        probe(s, q, first, least(end - first, free));
     } else if (ask(s, q, first + skip, least(n, free))) {
         s->loads.chosen++;
         q->load_decided = true;

@@ -128,6 +128,7 @@ static void test_arrivals(void)
 {
     struct llm_cache_arrival a;
     struct llm_cache_counts c;
+    uint32_t some[8];
 
     open_cache(8, 0);
     put(2);
@@ -165,6 +166,17 @@ static void test_arrivals(void)
     ok(llm_cache_arrived(cache, &a) && !a.taken && !a.ended, "one that is not indexed any more");
     ok(llm_cache_arrived(cache, &a) && a.ended && !llm_cache_arrived(cache, &a), "the end");
     close_cache("arrivals");
+
+    open_cache(8, 8);
+    put(0);
+    complete(0, N);
+    llm_cache_drop(cache, pages, N);
+    llm_cache_take(cache, 8, some);
+    load(0, 1);
+    ok(llm_cache_arrived(cache, &a) && !a.taken && !a.ended, "one that is in the host tier alone");
+    ok(llm_cache_arrived(cache, &a) && a.ended, "the end");
+    llm_cache_drop(cache, some, 8);
+    close_cache("the host tier");
 
     open_cache(8, 0);
     put(0);

@@ -40,7 +40,7 @@ struct llm_redis {
     uint32_t silent;  /* percent of the times that nothing has arrived, though there is something */
     uint32_t missing; /* percent of pages that are gone */
 
-    uint64_t loads, pages_asked, cancels, hits, misses, saves, drops, forgets;
+    uint64_t loads, refused, pages_asked, cancels, hits, misses, saves, drops, forgets;
     uint32_t first_asked; /* of the last load: its first page's first token */
 
     struct fake_value *values;
@@ -133,12 +133,18 @@ bool llm_redis_load(struct llm_redis *r, uint64_t load, const uint8_t owner[32],
                     const struct llm_digest *digests, const uint32_t *ids, uint32_t n)
 {
     struct fake_load *l = &r->under_way[r->n_under_way];
+    uint32_t n_out = n; /* pages under way: no more than there are buffers for */
 
-    redis_must(load != 0 && n > 0 && n <= FAKE_IN);
+    redis_must(load != 0 && n > 0);
     for (uint32_t i = 0; i < r->n_under_way; i++) {
-        redis_must(r->under_way[i].load != load);
+        const struct fake_load *other = &r->under_way[i];
+
+        redis_must(other->load != load);
+        n_out += other->cancelled ? 0 : other->n - other->next;
     }
+    redis_must(n_out <= FAKE_IN);
     if (r->refuses || r->n_under_way == FAKE_LOADS) {
+        r->refused++;
         return false;
     }
     r->n_under_way++;

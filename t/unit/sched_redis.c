@@ -295,6 +295,7 @@ static void test_refused(void)
     run_job(again);
     ok(as_expected(again) && loaded() == 0, "a Redis that takes no loads");
     is_int(llm_sched_loads(sched).chosen, 0, "and none counts as chosen");
+    is_int(fake_redis.refused, 1, "it is asked once");
     close_engine();
     fake_redis_close();
     free_job(first);
@@ -443,6 +444,7 @@ static void test_purge(void)
 static void test_close(void)
 {
     struct job *first = saved_by_another(), *again, *other;
+    double counter;
 
     again = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
     other = new_job(1, 4 * PAGE, 5);
@@ -450,7 +452,10 @@ static void test_close(void)
     run_job(other);
     llm_sched_submit(sched, &again->request);
     turn();
+    counter = again->request.tenant->counter;
     llm_loads_take(sched);
+    ok(again->request.tenant->counter - counter == 6.0 * (double) sched->copy_ns,
+       "pages that come are charged as copies");
     llm_cache_offer(sched->cache, 4);
     ok(backend->moves_made < backend->moves_asked, "copies are under way");
     close_engine(); /* sees that all buffers are back */
