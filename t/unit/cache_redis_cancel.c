@@ -80,19 +80,48 @@ static bool run_turn(struct tier *t, uint64_t *seed, uint32_t i, struct turn *tu
     return turn->wanted_ended && (turn->cancelled == 0 || turn->cancelled_ended);
 }
 
+/* What any thread may do, all the while. */
+struct bystander {
+    struct tier *tier;
+    pthread_t thread;
+    atomic_bool quit;
+    uint64_t n_hits;
+};
+
+static void *stand_by(void *arg)
+{
+    struct bystander *b = arg;
+    uint8_t owner[32];
+
+    tier_owner(99, owner);
+    while (!atomic_load(&b->quit)) {
+        b->n_hits = llm_redis_counts(b->tier->redis).hits;
+        if (llm_redis_rates(b->tier->redis).first_ns != 0) {
+            llm_redis_forget_tenant(b->tier->redis, owner);
+        }
+        usleep(1000);
+    }
+    return NULL;
+}
+
 static void cancels(struct tier *t, const char *how)
 {
     struct llm_redis_counts before = llm_redis_counts(t->redis), after;
+    struct bystander bystander = {.tier = t};
     uint64_t seed = 42;
     uint32_t n_good = 0, n_whole = 0;
 
+    need(pthread_create(&bystander.thread, NULL, stand_by, &bystander) == 0, "no thread");
     for (uint32_t i = 0; i < TURNS; i++) {
         struct turn turn;
 
         n_good += run_turn(t, &seed, i, &turn);
         n_whole += turn.n_wanted == N_PAGES;
     }
+    atomic_store(&bystander.quit, true);
+    pthread_join(bystander.thread, NULL);
     after = llm_redis_counts(t->redis);
+    ok(bystander.n_hits > before.hits && bystander.n_hits <= after.hits, "another thread looks on");
     is_int(n_good, TURNS, "%s: nothing came of what was cancelled, and all loads ended", how);
     ok(!t->wrong, "what came was what was asked for");
     is_int(n_whole, TURNS, "and it came, all of it");

@@ -165,6 +165,20 @@ static void stand(struct hostile *h, struct tier *t, const struct attack *a)
 #endif
 }
 
+/* An answer too many makes all behind it come out of place: that costs one page, not all. */
+static void stutters(struct hostile *h, struct tier *t)
+{
+    uint32_t n;
+
+    hostile_set(h, (struct hostile_act){.mode = HOSTILE_STUTTER});
+    n = tier_load(t, 1, N_PAGES);
+    usleep(100000);
+    need(tier_up(t), "the tier does not come back");
+    is_int(n, N_PAGES - 1, "a page that comes twice: all others are found");
+    is_int(tier_load(t, 1, N_PAGES), N_PAGES - 1, "and are still there");
+    tier_save_all(t, 1, N_PAGES);
+}
+
 /* A server that is always late is left alone after a few loads. */
 static void opens_the_breaker(struct hostile *h, struct tier *t)
 {
@@ -204,6 +218,7 @@ int main(void)
     for (size_t i = 0; i < rounds * N_ATTACKS; i++) {
         stand(&h, &t, &attacks[i % N_ATTACKS]);
     }
+    stutters(&h, &t);
     opens_the_breaker(&h, &t);
     llm_redis_close(t.redis);
     hostile_stop(&h);

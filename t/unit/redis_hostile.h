@@ -29,6 +29,7 @@ enum hostile_mode {
     HOSTILE_FLIP,    /* a bit of each page */
     HOSTILE_SWAP,    /* the replies of two pages change places */
     HOSTILE_TWICE,   /* every reply */
+    HOSTILE_STUTTER, /* the next page twice, once */
     HOSTILE_PAGES,   /* `text` in the place of pages, and then junk */
     HOSTILE_ALL,     /* `text` in the place of every reply */
     HOSTILE_BEFORE,  /* `text` before every reply */
@@ -177,6 +178,13 @@ static bool hostile_reply(struct hostile *h, struct hostile_conn *c, char *reply
         return page ? hostile_swap(h, c, reply, n) : hostile_send(h, c, reply, n);
     case HOSTILE_TWICE:
         return hostile_send(h, c, reply, n) && hostile_send(h, c, reply, n);
+    case HOSTILE_STUTTER:
+        if (page) {
+            pthread_mutex_lock(&h->lock);
+            h->act.mode = HOSTILE_RELAY;
+            pthread_mutex_unlock(&h->lock);
+        }
+        return hostile_send(h, c, reply, n) && (!page || hostile_send(h, c, reply, n));
     case HOSTILE_PAGES:
         return page ? hostile_send(h, c, act.text, act.n_text) && hostile_send_junk(h, c)
                     : hostile_send(h, c, reply, n);
