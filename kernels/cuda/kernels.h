@@ -234,7 +234,7 @@ int llm_cuda_attend(const struct llm_cuda_attention *a, struct llm_cuda_queue q)
 
 /* --- many.cu: the same operations on more rows than the weights' bytes pay for, bound by the
  * tensor cores. Their bits are not those of the operations above, and do not depend on the number
- * of rows either. --- */
+ * of rows either. With LLM_CUDA_MMA in the environment Hopper does as processors before it. --- */
 
 /* Any n_rows. */
 int llm_cuda_linears_many(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
@@ -377,6 +377,9 @@ struct llm_cuda_prompt {
 };
 
 int llm_cuda_attend_prompt(const struct llm_cuda_prompt *p, struct llm_cuda_queue q);
+
+/* Whether the device that is chosen can; before Hopper none does. */
+bool llm_cuda_attends_prompts(void);
 
 /* --- plain_attention.cu --- */
 

@@ -269,3 +269,8 @@ extern "C" int llm_cuda_attend_prompt(const struct llm_cuda_prompt *p, struct ll
                              dim3((p->n_queries + llm::kQueries - 1) / llm::kQueries, p->n_heads),
                              llm::kThreads, llm::kShared, q, *p);
 }
+
+extern "C" bool llm_cuda_attends_prompts(void)
+{
+    return llm::runs_groups();
+}
