@@ -376,6 +376,7 @@ static void go_on(struct llm_redis_saver *s, struct llm_redis_out *out, uint64_t
     do {
         before = out->state;
         if (!advance(s, out)) {
+            take_back_charge(s, out);
             give_up(s, out);
         }
         out->limit_ns = now + LIMIT_NS;
