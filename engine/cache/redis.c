@@ -124,7 +124,6 @@ static void *thread_main(void *arg)
 {
     struct llm_redis *r = arg;
     const struct llm_redis_options *o = &r->common.options;
-
     struct pollfd fds[3] = {{.fd = r->event, .events = POLLIN}};
 
     for (;;) {
@@ -142,10 +141,6 @@ static void *thread_main(void *arg)
         llm_redis_saver_turn(&r->saver, fds[2].revents, now);
         tell(r);
         tell_log(r, now);
-        if (r->loader.arrived && o->wake != NULL) {
-            o->wake(o->wake_ctx);
-        }
-        r->loader.arrived = false;
 
         fds[1] = llm_redis_link_poll(&r->loader.link);
         fds[2] = llm_redis_link_poll(&r->saver.link);

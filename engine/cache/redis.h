@@ -28,8 +28,6 @@ struct llm_redis_options {
     uint32_t deadline_ms;    /* of a look-up, from when it is asked for to its last page; 1 … */
     const struct llm_page_layout *layout; /* must outlive the tier */
 
-    void (*wake)(void *ctx); /* something has arrived; from the tier's thread, NULL: nobody asks */
-    void *wake_ctx;
     uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
     void *now_ctx;
 };

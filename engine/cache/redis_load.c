@@ -141,7 +141,6 @@ static void end_run(struct llm_redis_loader *l, struct llm_redis_run *run,
     measure(l, run, reason, now);
     llm_redis_ring_put(l->arrivals,
                        &(struct llm_redis_note){.kind = LLM_REDIS_NOTE_END, .run = run});
-    l->arrived = true;
 }
 
 /* The connection is gone, with everything outstanding: what was asked for and not answered is to be
@@ -250,7 +249,6 @@ static void hit(struct llm_redis_loader *l, struct llm_redis_run *run, uint32_t 
                                                 .buffer = buffer,
                                                 .page = l->in[buffer].page,
                                                 .run = run});
-    l->arrived = true;
 }
 
 static enum llm_redis_miss page_answered(struct llm_redis_loader *l, struct llm_redis_run *run,

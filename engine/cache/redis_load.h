@@ -68,7 +68,6 @@ struct llm_redis_loader {
     void (*delete)(void *ctx, const char *name);
     void *delete_ctx;
 
-    bool arrived; /* something was put into the ring since this was reset */
     _Atomic uint64_t first_ns, bytes_per_s; /* llm_redis_rates */
 };
 
