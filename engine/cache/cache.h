@@ -139,7 +139,7 @@ bool llm_cache_arrived(struct llm_cache *c, struct llm_cache_arrival *a);
 void llm_cache_prove(struct llm_cache *c, uint32_t page);
 
 /* Hands what has been copied out to Redis, and copies up to n more pages out that were not offered
- * yet. Looks at few pages, as llm_cache_save. */
+ * yet. Looks at some hundred of the pool for each of them, and goes on from there the next time. */
 void llm_cache_offer(struct llm_cache *c, uint32_t n);
 
 /* Copies that every step from now on has to wait for; 0: none. */

@@ -2,10 +2,9 @@
 
 #include "engine/cache/cache_internal.h"
 
-#include <assert.h>
 #include <string.h>
 
-#define OFFER_LOOKS 256 /* pages that llm_cache_offer looks at */
+#define OFFER_LOOKS 256 /* pages that llm_cache_offer looks at for each that it may copy */
 
 static struct llm_page_in *page_in_at(struct llm_exchange *x, uint32_t i)
 {
@@ -140,7 +139,7 @@ static bool offer(struct llm_cache *c, uint32_t page)
 void llm_cache_offer(struct llm_cache *c, uint32_t n)
 {
     struct llm_exchange *x = &c->exchange;
-    uint32_t looks = c->pool.n_pages < OFFER_LOOKS ? c->pool.n_pages : OFFER_LOOKS;
+    uint64_t looks = (uint64_t) n * OFFER_LOOKS;
 
     if (x->redis == NULL) {
         return;
