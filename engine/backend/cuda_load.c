@@ -93,9 +93,10 @@ bool llm_cuda_is_fast(const struct llm_model *m, const struct llm_backend_option
     const struct llm_model_config *c = &m->config;
     const uint32_t widths[] = {c->hidden_size, c->intermediate_size, c->q_lora_rank,
                                c->qk_nope_dim, c->v_dim,             c->expert_size};
+    bool even = c->n_experts % 8 == 0 && c->vocab_size % 8 == 0; /* rows of logits */
 
     if (o->numerics == LLM_NUMERICS_EXACT || o->latent_dtype == LLM_LATENT_F32
-        || c->kv_lora_rank != LLM_CUDA_RANK || c->qk_rope_dim != LLM_CUDA_ROPE
+        || c->kv_lora_rank != LLM_CUDA_RANK || c->qk_rope_dim != LLM_CUDA_ROPE || !even
         || m->lm_head.dtype != LLM_BF16) {
         return false;
     }

@@ -187,6 +187,9 @@ static void enqueue(struct llm_backend *b, struct llm_cuda_step *s)
                                      cudaMemcpyHostToDevice, b->compute),
                      "the masks of a step");
     }
+    if (b->error != cudaSuccess) {
+        return; /* what was not copied must not be worked on */
+    }
     if (!s->decode || !llm_cuda_graph_run(b, s)) {
         llm_cuda_forward(b, s);
     }

@@ -1,7 +1,7 @@
 /* The CUDA backend when a call of the runtime fails: the first in one run, the second in the next,
- * and so on, with longer and longer steps, until a run needs no more calls. A load that fails says
- * why and leaves nothing behind; a step that fails says why, and so does every later one; what
- * neither fails in gives the same tokens as a run without faults.
+ * and so on, with longer and longer steps, until a run needs no more calls; so of the load, then of
+ * the steps. A load that fails says why and leaves nothing behind; a step that fails says why, and
+ * so does every later one; what neither fails in gives the same tokens as a run without faults.
  *
  * Linked with --wrap for every function of FAULTS, so that calls come here first. */
 
@@ -15,11 +15,11 @@
 #define DEMO "models/demo"
 #define N_PROMPT 20
 #define N_DECODED 4
-#define MAX_CALLS 100000
-#define FINE 12 /* calls in steps of one; twice as many in steps of two … */
+#define FINE 12 /* calls in steps of one; as many in steps of two … */
 
 static _Atomic uint32_t n_calls;
-static uint32_t fail_at; /* counted from 1; 0: never */
+static uint32_t n_load_calls; /* of the run */
+static uint32_t fail_at;      /* counted from 1; 0: never */
 
 static bool fails(void)
 {
@@ -79,52 +79,66 @@ struct outcome {
     bool page; /* its bytes came back */
 };
 
-/* Prompt, then one token at a time; the page's way out and in and out again between them. */
+/* Step i: the prompt, then the token that was sampled last. */
+static int run_step(struct llm_backend *b, uint32_t slot, uint32_t i, uint64_t fence,
+                    uint32_t *token, struct llm_error *err)
+{
+    static const uint32_t pages[] = {1};
+    struct llm_step_seq seq = {
+        .slot = slot,
+        .position = i == 0 ? 0 : N_PROMPT + i - 1,
+        .n_rows = i == 0 ? N_PROMPT : 1,
+        .pages = pages,
+    };
+    uint32_t tokens[N_PROMPT] = {LLM_TOKEN_LAST};
+    uint8_t flags[N_PROMPT] = {0};
+    struct llm_step step = {.seqs = &seq,
+                            .n_seqs = 1,
+                            .tokens = tokens,
+                            .flags = flags,
+                            .n_rows = seq.n_rows,
+                            .fence = fence};
+    struct llm_step_result result;
+    uint64_t ticket;
+    int rc;
+
+    for (uint32_t k = 0; i == 0 && k < N_PROMPT; k++) {
+        tokens[k] = 100 + k;
+    }
+    flags[seq.n_rows - 1] = LLM_ROW_SAMPLE;
+    rc = ops->submit(b, &step, &ticket);
+    if (rc == LLM_OK) {
+        rc = ops->wait(b, ticket, &result, err);
+    }
+    if (rc == LLM_OK) {
+        *token = result.sampled[0].n_tokens == 1 ? result.sampled[0].tokens[0] : 0;
+    }
+    return rc;
+}
+
+/* All steps, or up to the first that fails and one more; after each the page goes out, in and out
+ * again. */
 static void run_steps(struct llm_backend *b, struct outcome *o)
 {
     const struct llm_page_layout *layout = &ops->info(b)->layout;
     struct llm_sampling sampling = {
         .top_p = 1, .repetition_penalty = 1, .n_vocab = model->config.vocab_size};
-    struct llm_step_seq seq = {.pages = (const uint32_t[]){1}};
     char *bytes[2] = {calloc(1, layout->page_bytes), calloc(1, layout->page_bytes)};
-    uint32_t tokens[N_PROMPT];
-    uint8_t flags[N_PROMPT] = {0};
     struct llm_error err = {0};
     uint64_t fence = 0;
+    uint32_t slot, token;
 
     if (bytes[0] == NULL || bytes[1] == NULL
-        || ops->seq_create(b, &sampling, NULL, 0, 0, &seq.slot) != LLM_OK) {
+        || ops->seq_create(b, &sampling, NULL, 0, 0, &slot) != LLM_OK) {
         puts("Bail out! no sequence");
         exit(1);
     }
-    for (uint32_t i = 0; i < N_PROMPT; i++) {
-        tokens[i] = 100 + i;
-    }
-    for (uint32_t i = 0; i <= N_DECODED; i++) {
-        struct llm_step step = {
-            .seqs = &seq, .n_seqs = 1, .tokens = tokens, .flags = flags, .fence = fence};
-        struct llm_step_result result;
-        uint64_t ticket;
-        int rc;
-
-        seq.n_rows = step.n_rows = i == 0 ? N_PROMPT : 1;
-        seq.position = i == 0 ? 0 : N_PROMPT + i - 1;
-        tokens[0] = i == 0 ? tokens[0] : LLM_TOKEN_LAST;
-        flags[N_PROMPT - 1] = flags[0] = 0;
-        flags[step.n_rows - 1] = LLM_ROW_SAMPLE;
-        if (ops->submit(b, &step, &ticket) != LLM_OK) {
-            o->wait = LLM_EINVAL;
-            break;
-        }
-        rc = ops->wait(b, ticket, &result, &err);
+    o->told = true;
+    for (uint32_t i = 0; i <= N_DECODED && o->wait == LLM_OK; i++) {
+        o->wait = run_step(b, slot, i, fence, &o->tokens[i], &err);
         if (o->wait != LLM_OK) {
-            o->later = rc;
-            break;
-        }
-        o->wait = rc;
-        o->told = rc == LLM_OK || err.text[0] != '\0';
-        if (rc == LLM_OK) {
-            o->tokens[i] = result.sampled[0].n_tokens == 1 ? result.sampled[0].tokens[0] : 0;
+            o->told = err.text[0] != '\0';
+            o->later = run_step(b, slot, i + 1, fence, &token, &err);
         }
         ops->page_out(b, 1, 0, layout->n_planes, bytes[0], &fence);
         ops->page_in(b, 1, 0, layout->n_planes, bytes[0], &fence);
@@ -152,6 +166,7 @@ static struct outcome run(uint32_t at)
     atomic_store(&n_calls, 0);
     fail_at = at;
     o.load = ops->load(model, &options, &b, &err);
+    n_load_calls = atomic_load(&n_calls);
     if (o.load != LLM_OK) {
         o.told = err.text[0] != '\0';
     } else {
@@ -170,11 +185,41 @@ static size_t free_memory(void)
     return bytes;
 }
 
+static struct {
+    uint32_t loads, steps, none, bad; /* runs that failed there; none: nowhere */
+} seen;
+
+/* Runs with call number `first` failing, and later ones, up to `end` or the last that there is. */
+static void try_calls(const struct outcome *want, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = 0; first + i < end; i += 1 + i / FINE) {
+        struct outcome got = run(first + i);
+        bool fine = got.told;
+
+        if (atomic_load(&n_calls) < first + i) {
+            break;
+        }
+        if (got.load != LLM_OK) {
+            seen.loads++;
+        } else if (got.wait != LLM_OK) {
+            seen.steps++;
+            fine = fine && got.later != LLM_OK;
+        } else { /* it could be done without, or came after the last step */
+            seen.none++;
+            fine = fine && memcmp(got.tokens, want->tokens, sizeof(want->tokens)) == 0;
+        }
+        if (!fine) {
+            seen.bad++;
+            diag("call %u: load %d, wait %d, later %d", first + i, got.load, got.wait, got.later);
+        }
+    }
+}
+
 int main(void)
 {
-    uint32_t n_loads = 0, n_waits = 0, n_none = 0, n_bad = 0, at;
-    struct outcome want, got;
+    struct outcome want;
     struct llm_error err;
+    uint32_t n;
     size_t before;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -184,34 +229,15 @@ int main(void)
         return 1;
     }
     want = run(0);
+    n = n_load_calls;
     ok(want.load == LLM_OK && want.wait == LLM_OK && want.page, "without a fault all is well");
     before = free_memory();
 
-    for (at = 1; at < MAX_CALLS; at += 1 + at / FINE) {
-        bool fine;
-
-        got = run(at);
-        if (atomic_load(&n_calls) < at) {
-            break;
-        }
-        n_loads += got.load != LLM_OK;
-        n_waits += got.load == LLM_OK && got.wait != LLM_OK;
-        n_none += got.load == LLM_OK && got.wait == LLM_OK;
-        fine = got.told;
-        if (got.load == LLM_OK && got.wait != LLM_OK) {
-            fine = fine && got.later != LLM_OK;
-        } else if (got.load == LLM_OK) { /* it got by, or it was after the last step */
-            fine = fine && memcmp(got.tokens, want.tokens, sizeof(want.tokens)) == 0;
-        }
-        if (!fine) {
-            n_bad++;
-            diag("call %u: load %d, wait %d, later %d", at, got.load, got.wait, got.later);
-        }
-    }
-    diag("up to call %u: %u loads failed, %u steps, %u runs got by", at - 1, n_loads, n_waits,
-         n_none);
-    ok(n_loads > 10 && n_waits > 10, "loads and steps have failed");
-    is_int(n_bad, 0, "each said so, or gave the same tokens");
+    try_calls(&want, 1, n);
+    try_calls(&want, n + 1, UINT32_MAX);
+    diag("%u loads failed, %u steps, %u runs got by", seen.loads, seen.steps, seen.none);
+    ok(seen.loads > 10 && seen.steps > 10, "loads and steps have failed");
+    is_int(seen.bad, 0, "each said so, or gave the same tokens");
     ok(before - free_memory() < 8 << 20 || free_memory() > before, "and nothing was left behind");
     llm_model_close(model);
     return done_testing();
