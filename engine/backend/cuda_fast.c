@@ -293,7 +293,8 @@ uint32_t llm_cuda_fast_prompt_keys(const struct llm_backend *b)
     uint64_t bytes = (uint64_t) c->n_heads * (c->qk_nope_dim + c->v_dim) * 2;
     uint64_t n = MAX_PROMPT_BYTES / bytes;
 
-    if (b->options.deterministic || c->qk_nope_dim != LLM_CUDA_NOPE || c->v_dim != LLM_CUDA_V) {
+    if (b->options.deterministic || c->qk_nope_dim != LLM_CUDA_NOPE || c->v_dim != LLM_CUDA_V
+        || !llm_cuda_attends_prompts()) {
         return 0;
     }
     return n < b->options.max_context ? (uint32_t) n : b->options.max_context;
