@@ -165,8 +165,8 @@ static void stand(struct hostile *h, struct tier *t, const struct attack *a)
 #endif
 }
 
-/* An answer too many makes all behind it come out of place: that costs one page, not all, where there
- * is time to connect again. */
+/* An answer too many makes all behind it come out of place: that costs one page, not all, where
+ * there is time to connect again. */
 static void stutters(struct hostile *h, const struct tier *t)
 {
     struct tier patient = {.layout = t->layout};
