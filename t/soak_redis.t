@@ -11,6 +11,7 @@ use LLM::Faults;
 use LLM::Test;
 
 my $seconds = $ENV{LLM_SOAK} // long(15, 3600);
+my $patience = $ENV{LLM_SANITIZE} ? 300 : 30; # sanitizers are ten times slower
 my $seed = $ENV{LLM_SEED} // time ^ $$;
 srand $seed;
 diag("LLM_SEED=$seed");
@@ -33,7 +34,7 @@ sub request {
     return { prompt => $prompt, max_tokens => 4, temperature => 0, ignore_eos => \1 };
 }
 
-my @texts = map { $plain->post('/v1/completions', request($_), timeout => 60)->text } @prompts;
+my @texts = map { $plain->post('/v1/completions', request($_), timeout => $patience)->text } @prompts;
 
 sub rss {
     my ($engine) = @_;
@@ -51,7 +52,7 @@ sub traffic {
 
     for (1 .. 3) {
         my $i = int rand @prompts;
-        my $client = $nodes[ rand @nodes ]->client(timeout => 30);
+        my $client = $nodes[ rand @nodes ]->client(timeout => $patience);
 
         $client->request('POST', '/v1/completions', json => request($prompts[$i]));
         rand() < 0.15 ? $client->close : push @open, [ $client, $i ];
@@ -95,9 +96,9 @@ for my $i (0 .. $#engines) {
     cmp_ok($grown, '<', long(192, 32) << 10, "engine $i grew by $grown kB")
         if !$ENV{LLM_SANITIZE};
     cmp_ok(files($engines[$i]) - $files[$i], '<', 8, 'and opened no files that it keeps');
-    ok($engines[$i]->idle, 'it is idle');
+    ok($engines[$i]->idle($patience), 'it is idle');
     my $hits = $engines[$i]->redis->{hits};
-    cmp_ok($hits, '>', 0, "it found $hits pages in Redis");
+    cmp_ok($hits, '>', 0, "it found $hits pages in Redis") if !$ENV{LLM_SANITIZE};
 }
 
 $t->finish;
