@@ -257,7 +257,7 @@ $(GPU_BENCHES): $(BUILD)/bench/gpu/%: $(BUILD)/obj/t/bench/gpu/%.o
 CUDA_OBJECTS = $(call objects,$(wildcard engine/backend/cuda*.c))
 $(CUDA_OBJECTS): CFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/llm_backend_cuda.so: $(CUDA_OBJECTS) $(BUILD)/libkernels_cuda.a $(call room_archives,backend)
-	$(CC) $(ALL_LDFLAGS) -shared -static-libgcc -Wl,--exclude-libs,ALL $^ -o $@ $(subst -lstdc++,-l:libstdc++.a,$(CUDA_LIBS))
+	$(CC) $(ALL_LDFLAGS) -shared -static-libgcc -Wl,--exclude-libs,ALL,-z,defs $^ -o $@ $(subst -lstdc++,-l:libstdc++.a,$(CUDA_LIBS))
 
 # that backend with calls of CUDA's that fail
 WRAPPED = $(shell grep -o '^WRAP.cuda[A-Za-z0-9]*' t/gpu/faults.c | cut -c6-)
