@@ -58,11 +58,13 @@ static int init(struct llm_cache *c, const struct llm_cache_options *options,
 
     assert(n_pages > 0 && n_pages < LLM_MAX_ENTRIES);
     assert(options->tenant_percent >= 1 && options->tenant_percent <= 100);
+    assert(options->redis == NULL || options->redis_ttl > 0);
     c->page_bytes = info->layout.page_bytes;
     c->n_planes = info->layout.n_planes;
     c->now = options->now != NULL ? options->now : monotonic;
     c->now_ctx = options->now_ctx;
     c->exchange.redis = options->redis;
+    c->exchange.round_ns = options->redis_ttl * LLM_NS_PER_S / 2;
 
     rc = count_slots(c, options->host_bytes, n_pages, &n_slots, err);
     if (rc != LLM_OK) {

@@ -35,6 +35,7 @@ struct llm_cache;
 struct llm_cache_options {
     uint64_t host_bytes;      /* of the host tier; 0: none */
     struct llm_redis *redis;  /* the lowest tier; NULL: none. Must outlive the cache */
+    uint32_t redis_ttl;       /* seconds that an unused page stays there */
     uint32_t tenant_percent;  /* of either tier that one tenant's idle pages may fill, 1 … 100 */
     uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */
     void *now_ctx;
@@ -135,11 +136,13 @@ struct llm_cache_arrival {
 bool llm_cache_arrived(struct llm_cache *c, struct llm_cache_arrival *a);
 
 /* What was sampled after a page was finite, so others may have it: a page that is indexed and
- * complete is offered to Redis from now on. */
+ * complete is offered to Redis from now on; and again, lest it expire there, when this is said of
+ * it half a ttl later. */
 void llm_cache_prove(struct llm_cache *c, uint32_t page);
 
-/* Hands what has been copied out to Redis, and copies up to n more pages out that were not offered
- * yet. Looks at some hundred of the pool for each of them, and goes on from there the next time. */
+/* Hands what has been copied out to Redis, and copies up to n more pages out that are to be offered
+ * there. Looks at some hundred of the pool for each of them, and goes on from there the next
+ * time. */
 void llm_cache_offer(struct llm_cache *c, uint32_t n);
 
 /* Copies that every step from now on has to wait for; 0: none. */

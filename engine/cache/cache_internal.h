@@ -22,9 +22,9 @@ struct llm_cache_page {
     const void *writer;
     uint32_t entry; /* LLM_NO_ENTRY: not indexed */
     bool pending;
-    bool hidden;    /* in the index, but not to be found: it goes with its last user */
-    bool proven;    /* llm_cache_prove */
-    bool offered;   /* to Redis, or it came from there */
+    bool hidden;     /* in the index, but not to be found: it goes with its last user */
+    bool proven;     /* llm_cache_prove, since it was offered */
+    uint8_t offered; /* in which round (exchange.h) it was offered to Redis, or came; 0: never */
 };
 
 struct llm_cache {

@@ -21,6 +21,12 @@ static bool is_copied(const struct llm_cache *c, uint64_t fence)
     return c->ops->fence_done(c->backend, fence);
 }
 
+/* One of 255; after so many it may be taken for another: then a page is offered a round later. */
+static uint8_t this_round(const struct llm_cache *c)
+{
+    return (uint8_t) (1 + c->now(c->now_ctx) / c->exchange.round_ns % UINT8_MAX);
+}
+
 /* --- in --- */
 
 /* Gives back the buffers that have been copied. */
@@ -57,7 +63,7 @@ static bool fill(struct llm_cache *c, const struct llm_redis_arrival *a, const v
     *page_in_at(x, x->in_begun++) = (struct llm_page_in){c->last_copy, a->buffer};
     *writer = c->pages[page].writer;
     llm_cache_complete(c, page);
-    c->pages[page].offered = true; /* it is there already */
+    c->pages[page].offered = this_round(c); /* it is there already */
     count_loaded(c, c->entries[e].tenant);
     return true;
 }
@@ -102,13 +108,13 @@ static void settle_out(struct llm_cache *c)
     }
 }
 
-static bool may_be_offered(const struct llm_cache_page *p)
+static bool may_be_offered(const struct llm_cache_page *p, uint8_t round)
 {
-    return p->entry != LLM_NO_ENTRY && p->proven && !p->offered && !p->hidden;
+    return p->entry != LLM_NO_ENTRY && p->proven && p->offered != round && !p->hidden;
 }
 
 /* False: it has to wait. */
-static bool offer(struct llm_cache *c, uint32_t page)
+static bool offer(struct llm_cache *c, uint32_t page, uint8_t round)
 {
     struct llm_exchange *x = &c->exchange;
     struct llm_page_out *p = page_out_at(x, x->out_begun);
@@ -132,7 +138,8 @@ static bool offer(struct llm_cache *c, uint32_t page)
     p->digest = c->index.digests[e];
     memcpy(p->ids, llm_index_ids(&c->index, e), sizeof(p->ids));
     x->out_begun++;
-    c->pages[page].offered = true;
+    c->pages[page].offered = round;
+    c->pages[page].proven = false;
     return true;
 }
 
@@ -140,6 +147,7 @@ void llm_cache_offer(struct llm_cache *c, uint32_t n)
 {
     struct llm_exchange *x = &c->exchange;
     uint64_t looks = (uint64_t) n * OFFER_LOOKS;
+    uint8_t round;
 
     if (x->redis == NULL) {
         return;
@@ -148,9 +156,10 @@ void llm_cache_offer(struct llm_cache *c, uint32_t n)
     if (n == 0 || !llm_redis_rates(x->redis).up) {
         return;
     }
+    round = this_round(c);
     while (looks-- > 0 && n > 0) {
-        if (may_be_offered(&c->pages[x->cursor])) {
-            if (!offer(c, x->cursor)) {
+        if (may_be_offered(&c->pages[x->cursor], round)) {
+            if (!offer(c, x->cursor, round)) {
                 return;
             }
             n--;

@@ -1,6 +1,9 @@
 /* What is on its way between the pool and Redis: two queues of buffers of the tier's (redis.h) that
  * copies are using. Copies are made in the order they are asked for, so each queue is left in the
- * order it was entered. */
+ * order it was entered.
+ *
+ * Time goes in rounds of half a ttl. A page that was offered, and used since, is offered again in
+ * another round: Redis keeps it for another ttl, or is given it again if it has lost it. */
 
 #ifndef LLM_CACHE_EXCHANGE_H
 #define LLM_CACHE_EXCHANGE_H
@@ -26,6 +29,7 @@ struct llm_page_out {
 
 struct llm_exchange {
     struct llm_redis *redis; /* NULL: none */
+    uint64_t round_ns;
     struct llm_page_in in[LLM_EXCHANGE_IN];    /* number i at i % LLM_EXCHANGE_IN */
     struct llm_page_out out[LLM_EXCHANGE_OUT]; /* likewise */
     uint32_t in_begun, in_done, out_begun, out_done;

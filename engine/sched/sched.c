@@ -23,6 +23,7 @@ static int open_cache(struct llm_sched *s, struct llm_error *err)
     const struct llm_cache_options options = {
         .host_bytes = o->host_bytes,
         .redis = o->redis,
+        .redis_ttl = o->redis_ttl,
         .tenant_percent = o->tenant_percent != 0 ? o->tenant_percent : 100,
         .now = o->now,
         .now_ctx = o->now_ctx,

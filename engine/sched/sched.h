@@ -30,6 +30,7 @@ struct llm_sched_options {
     uint64_t max_step_ns;      /* a step is made no longer, as far as can be told; 0: no bound */
     uint64_t host_bytes;       /* of the cache's host tier; 0: none */
     struct llm_redis *redis;   /* the cache's lowest tier; NULL: none. Outlives the scheduler */
+    uint32_t redis_ttl;        /* seconds that an unused page stays there */
     uint64_t load_ns;          /* deadline of a load from there */
     uint32_t tenant_percent;   /* of the cache that one tenant's idle pages may fill; 0: all */
     uint64_t (*now)(void *ctx); /* ns; NULL: CLOCK_MONOTONIC */

@@ -265,6 +265,7 @@ static int load(struct llm_model_thread *m)
                                .max_step_ns = m->settings->max_step_ms * LLM_NS_PER_MS,
                                .host_bytes = m->settings->host_latent_memory,
                                .redis = m->redis,
+                               .redis_ttl = m->settings->redis_ttl,
                                .load_ns = m->settings->redis_deadline_ms * LLM_NS_PER_MS,
                                .tenant_percent = m->settings->tenant_latent_percent,
                            },

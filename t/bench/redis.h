@@ -160,6 +160,7 @@ __attribute__((unused)) static void bench_no_redis(char url[128])
 /* --- the tier --- */
 
 #define BENCH_DEADLINE_MS 1000
+#define BENCH_TTL 3600 /* s */
 
 static struct llm_redis *bench_tier(const char *url, const struct llm_page_layout *layout)
 {
@@ -168,7 +169,7 @@ static struct llm_redis *bench_tier(const char *url, const struct llm_page_layou
 
     if (llm_redis_open(&(struct llm_redis_options){.url = url,
                                                    .master = {1},
-                                                   .ttl = 3600,
+                                                   .ttl = BENCH_TTL,
                                                    .deadline_ms = BENCH_DEADLINE_MS,
                                                    .layout = layout},
                        &redis, &err) != LLM_OK) {

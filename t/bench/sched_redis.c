@@ -44,6 +44,7 @@ static void measure(struct driver *d, struct row *r, int run)
         .max_seqs = 4,
         .max_step_ns = 100 * LLM_NS_PER_MS,
         .redis = r->redis,
+        .redis_ttl = BENCH_TTL,
         .load_ns = BENCH_DEADLINE_MS * LLM_NS_PER_MS,
     };
     struct llm_sched_loads loads;
@@ -105,6 +106,7 @@ static void compare(const struct server *server, const char *tcp, const char *di
 
     bench_open_sched(&d, (struct llm_sched_options){
         .max_batch_tokens = 512, .max_seqs = 4, .redis = unix_tier,
+        .redis_ttl = BENCH_TTL,
         .load_ns = BENCH_DEADLINE_MS * LLM_NS_PER_MS});
     bench_fill(&d, unix_tier, bench_job(&d, SHARER, SHARED, OWN, 1));
     bench_close_sched(&d);

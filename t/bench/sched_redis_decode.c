@@ -21,6 +21,7 @@ static double per_token(struct driver *d, struct llm_redis *redis)
         .max_seqs = 4,
         .max_step_ns = 100 * LLM_NS_PER_MS,
         .redis = redis,
+        .redis_ttl = BENCH_TTL,
         .load_ns = BENCH_DEADLINE_MS * LLM_NS_PER_MS,
     };
     struct job *j = bench_job(d, 1, 0, PROMPT, TOKENS);

@@ -30,6 +30,7 @@ static void measure(struct driver *d, struct row *r, int run)
         .max_batch_tokens = 512,
         .max_seqs = 4,
         .max_step_ns = 100 * LLM_NS_PER_MS,
+        .redis_ttl = BENCH_TTL,
         .load_ns = BENCH_DEADLINE_MS * LLM_NS_PER_MS,
     };
     struct job *warm = bench_job(d, 2, 0, WARM, 1);
@@ -76,6 +77,7 @@ int main(int argc, char **argv)
     rows[4].redis = bench_tier(server.url, &llm_backend_cpu.info(d.backend)->layout);
     bench_open_sched(&d, (struct llm_sched_options){
         .max_batch_tokens = 512, .max_seqs = 4, .redis = rows[4].redis,
+        .redis_ttl = BENCH_TTL,
         .load_ns = BENCH_DEADLINE_MS * LLM_NS_PER_MS});
     bench_fill(&d, rows[4].redis, bench_job(&d, 1, SHARED, OWN, 1));
     bench_close_sched(&d);

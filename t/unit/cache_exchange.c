@@ -7,9 +7,18 @@
 #include "t/unit/tap.h"
 
 #define N 6 /* pages of a prompt */
+#define TTL 100 /* s */
 
 static const uint8_t alice_digest[32] = "alice", bob_digest[32] = "bob";
 static const char writer[] = "somebody";
+
+static uint64_t clock_ns;
+
+static uint64_t now(void *ctx)
+{
+    (void) ctx;
+    return clock_ns;
+}
 
 static struct llm_backend backend;
 static struct llm_cache *cache;
@@ -22,7 +31,12 @@ static struct llm_digest digests[N];
 static void open_cache(uint32_t n_pages, uint32_t n_slots)
 {
     const struct llm_cache_options options = {
-        .host_bytes = n_slots * PAGE_BYTES, .tenant_percent = 100, .redis = &fake_redis};
+        .host_bytes = n_slots * PAGE_BYTES,
+        .tenant_percent = 100,
+        .redis = &fake_redis,
+        .redis_ttl = TTL,
+        .now = now,
+    };
     const struct llm_chain chain = {.secret = "alice"};
     struct llm_error err;
     bool right;
@@ -268,6 +282,45 @@ static void test_offers(void)
     close_cache("refused copies");
 }
 
+/* What is used is kept in Redis, what is not may expire there. */
+static void test_again(void)
+{
+    struct llm_cache_arrival a;
+
+    open_cache(8, 0);
+    put(2);
+    load(2, 1);
+    llm_cache_arrived(cache, &a);
+    llm_cache_arrived(cache, &a);
+    fake_redis_flush();
+    complete(0, 2);
+    prove(3);
+    llm_cache_offer(cache, 8);
+    is_int(backend.n_out, 2, "two pages are offered, and one has come");
+    wait_copies();
+    llm_cache_offer(cache, 8);
+    prove(3);
+    llm_cache_offer(cache, 8);
+    is_int(backend.n_out, 2, "used again, they are not offered again");
+
+    clock_ns += TTL / 2 * 1000000000ull;
+    prove(1);
+    fake_redis_flush();
+    llm_cache_offer(cache, 8);
+    wait_copies();
+    llm_cache_offer(cache, 8);
+    is_int(backend.n_out, 5, "but half a ttl later");
+    ok(saved(0) && saved(1) && saved(2), "whatever Redis has lost");
+    clock_ns += TTL / 2 * 1000000000ull;
+    llm_cache_offer(cache, 8);
+    is_int(backend.n_out, 5, "what nobody has used since is not");
+    prove(1);
+    llm_cache_offer(cache, 8);
+    is_int(backend.n_out, 6, "what somebody has is");
+    clock_ns = 0;
+    close_cache("offered again");
+}
+
 static void test_not_wanted(void)
 {
     struct llm_cache_found found;
@@ -318,6 +371,7 @@ int main(void)
 {
     test_arrivals();
     test_offers();
+    test_again();
     test_not_wanted();
     return done_testing();
 }

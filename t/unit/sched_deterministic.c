@@ -242,6 +242,7 @@ static struct llm_sched *open_sched(const struct setting *s, bool one_form, uint
                            .max_step_ns = max_step_ns,
                            .host_bytes = host_bytes,
                            .redis = redis ? &fake_redis : NULL,
+                           .redis_ttl = 3600,
                            .load_ns = LLM_NS_PER_S,
                        }, &sink, &sched, &err) == LLM_OK);
     return sched;

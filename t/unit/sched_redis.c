@@ -8,12 +8,14 @@
 #define PAGE LLM_PAGE_TOKENS
 #define ROWS (2 * PAGE) /* of a step */
 #define ROW_NS 10000
+#define TTL 100 /* s */
 
 static const struct llm_sched_options usual = {
     .max_batch_tokens = ROWS,
     .max_seqs = 8,
     .load_ns = LLM_NS_PER_S,
     .redis = &fake_redis,
+    .redis_ttl = TTL,
 };
 
 /* An engine that has seen nothing but what its steps cost, on the Redis that there is. */
