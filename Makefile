@@ -21,9 +21,6 @@
 # Every room of the engine is one static archive, and a link names just the rooms that its arrows
 # allow (doc/design.md, section 2): a forbidden call does not link.
 
-PREFIX = /usr/local
-LIBDIR = $(PREFIX)/lib/llm-engine
-
 SANITIZE ?=
 BUILD ?= $(if $(SANITIZE),build/sanitize-$(subst $(comma),-,$(SANITIZE)),build)
 comma := ,
@@ -88,9 +85,6 @@ $(foreach r,$(ROOMS) kernels,$(eval $(call room_rule,$(r))))
 ISA_avx2 = -mavx2 -mfma -mf16c
 ISA_avx512 = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 isa = $(foreach i,avx2 avx512,$(if $(filter %_$(i).c,$(1)),$(ISA_$(i))))
-
-# where the engine looks for backends that are shared objects, if not beside itself
-$(BUILD)/obj/engine/backend/device.o: ALL_CFLAGS += -DLLM_LIBDIR='"$(LIBDIR)"'
 
 $(BUILD)/obj/kernels/%.o: OPT = $(if $(SANITIZE),-O1,-O3)
 $(BUILD)/obj/%.o: %.c
@@ -353,6 +347,7 @@ mutate:
 
 # --- installation ---
 
+PREFIX = /usr/local
 SYSCONFDIR = $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
 INSTALL = install
 
@@ -360,6 +355,8 @@ INSTALL = install
 .PHONY: install
 install: engine module
 	$(INSTALL) -D $(BUILD)/llm-engine '$(DESTDIR)$(PREFIX)/bin/llm-engine'
+	$(if $(wildcard $(BUILD)/llm_backend_cuda.so),$(INSTALL) -D -m 644 $(BUILD)/llm_backend_cuda.so \
+		'$(DESTDIR)$(PREFIX)/lib/llm-engine/llm_backend_cuda.so')
 	$(INSTALL) -D -m 644 $(BUILD)/ngx_http_llm_module.so \
 		'$(DESTDIR)$(PREFIX)/lib/nginx/modules/ngx_http_llm_module.so'
 	$(INSTALL) -d '$(DESTDIR)$(PREFIX)/lib/systemd/system'

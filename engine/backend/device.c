@@ -9,11 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#ifndef LLM_LIBDIR
-#define LLM_LIBDIR "/usr/local/lib/llm-engine"
-#endif
-
 #define CUDA_FILE "llm_backend_cuda.so"
+#define INSTALLED "../lib/llm-engine/"
 #define MAX_INDEX 1023
 
 enum kind { AUTO, CPU, CUDA };
@@ -72,15 +69,15 @@ static void find_program(char *dir, size_t size)
     }
 }
 
-/* *module is NULL where there is no such file: that is no error yet. */
-static int open_file(const char *dir, const struct llm_backend_module **module,
+/* Opens dir/file. *module is NULL where there is no such file: that is no error yet. */
+static int open_file(const char *dir, const char *file, const struct llm_backend_module **module,
                      struct llm_error *err)
 {
     char path[PATH_MAX];
     void *handle;
 
     *module = NULL;
-    if (snprintf(path, sizeof(path), "%s/" CUDA_FILE, dir) >= (int) sizeof(path)
+    if (snprintf(path, sizeof(path), "%s/%s", dir, file) >= (int) sizeof(path)
         || access(path, F_OK) != 0) {
         return LLM_OK;
     }
@@ -111,12 +108,12 @@ static int open_cuda(uint32_t index, const char *dir, struct llm_device *out,
         find_program(beside, sizeof(beside));
         dir = beside;
     }
-    rc = open_file(dir, &module, err);
+    rc = open_file(dir, CUDA_FILE, &module, err);
     if (rc == LLM_OK && module == NULL) {
-        rc = open_file(LLM_LIBDIR, &module, err);
+        rc = open_file(dir, INSTALLED CUDA_FILE, &module, err);
     }
     if (rc == LLM_OK && module == NULL) {
-        rc = llm_fail(err, LLM_EUNSUPPORTED, "there is no " CUDA_FILE " in %s or " LLM_LIBDIR,
+        rc = llm_fail(err, LLM_EUNSUPPORTED, "there is no " CUDA_FILE " in %s or its " INSTALLED,
                       dir);
     }
     if (rc == LLM_OK) {
