@@ -99,7 +99,7 @@ static void *stand_by(void *arg)
         if (llm_redis_rates(b->tier->redis).first_ns != 0) {
             llm_redis_forget_tenant(b->tier->redis, owner);
         }
-        usleep(1000);
+        usleep(20000); /* more forgets at a time than are remembered would be everybody's */
     }
     return NULL;
 }
@@ -124,7 +124,9 @@ static void cancels(struct tier *t, const char *how)
     ok(bystander.n_hits > before.hits && bystander.n_hits <= after.hits, "another thread looks on");
     is_int(n_good, TURNS, "%s: nothing came of what was cancelled, and all loads ended", how);
     ok(!t->wrong, "what came was what was asked for");
-    is_int(n_whole, TURNS, "and it came, all of it");
+    ok(n_whole == TURNS, "and it came, all of it: %u of %d; %llu pages were late, %llu down",
+       n_whole, TURNS, (unsigned long long) after.misses[LLM_REDIS_LATE],
+       (unsigned long long) after.misses[LLM_REDIS_DOWN]);
     ok(after.drops - before.drops > TURNS / 50, "connections were dropped: %llu",
        (unsigned long long) (after.drops - before.drops));
     is_int(after.misses[LLM_REDIS_CORRUPT] + after.misses[LLM_REDIS_PROTOCOL], 0,
