@@ -6,8 +6,6 @@
 #include "engine/cache/redis_save.h"
 #include "engine/cache/redis_value.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>

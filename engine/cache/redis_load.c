@@ -1,6 +1,5 @@
 #include "engine/cache/redis_load.h"
 
-#include "engine/base/checked.h"
 #include "engine/base/clock.h"
 #include "engine/base/memory.h"
 #include "engine/cache/redis_value.h"
