@@ -52,7 +52,7 @@ sub ask {
     return ($r->status == 200 && $r->done ? $text : 'failed: ' . $r->status, $first // 30);
 }
 
-my @prompts = map { [ map { 300 + int rand 3000 } 1 .. $slow ? 200 : 400 ] } 1 .. 4;
+my @prompts = map { [ map { 300 + int rand 3000 } 1 .. ($slow ? 200 : 400) ] } 1 .. 4;
 my (@texts, $slowest);
 for my $prompt (@prompts, @prompts) {
     my ($text, $first) = ask($without, $prompt);
