@@ -339,4 +339,19 @@ $before = counts($two)->{hits};
 is(said(ask($two, 'nils', \@later)), $later, 'and what it computes after that');
 cmp_ok(counts($two)->{hits}, '>', $before, 'is found, as it has seen the new epoch');
 
+# Nor does it keep in memory what is older than the purge, once Redis has told it of that.
+sub cached { ask($one, 'olga', \@prompt)->usage->{prompt_tokens_details}{cached_tokens} }
+
+cached();
+cmp_ok(cached(), '>', 0, 'a prefix is in memory');
+settle($one, 9);
+is(purge('olga'), 0, 'another purge that no engine is told of');
+ask($one, 'olga', [ ids(300) ]);
+settle($one, 4);
+is(cached(), 0, 'the next request but one finds nothing');
+settle($one, 9);
+$before = counts($two)->{hits};
+is(said(ask($two, 'olga', \@prompt)), $want, 'another engine');
+cmp_ok(counts($two)->{hits}, '>', $before, 'finds what it has computed since');
+
 $t->finish;

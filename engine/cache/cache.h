@@ -119,6 +119,11 @@ void llm_cache_forget(struct llm_cache *c, uint32_t page);
  * when their last user drops them. Looks at every entry of the index. */
 uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32]);
 
+/* A tenant whose epoch in Redis is another one than its pages here belong to: somebody has purged
+ * it elsewhere, or Redis has lost the epoch, which may hide that somebody has. It is to be purged
+ * at once; nothing that is here now is saved under the new epoch. False: there is none. */
+bool llm_cache_outdated(struct llm_cache *c, uint8_t owner[32]);
+
 /* Copies up to n complete pages ahead into free room of the host tier, so that nobody has to wait
  * for it when they are pushed out. Looks at so many pages of the pool that it costs little, and
  * goes on from there the next time. */

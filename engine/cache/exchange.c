@@ -103,7 +103,7 @@ static void settle_out(struct llm_cache *c)
         if (p->unwanted) {
             llm_redis_drop(x->redis, p->buffer);
         } else {
-            llm_redis_save(x->redis, p->buffer, p->owner, &p->digest, p->ids);
+            llm_redis_save(x->redis, p->buffer, p->owner, p->epoch, &p->digest, p->ids);
         }
     }
 }
@@ -135,6 +135,7 @@ static bool offer(struct llm_cache *c, uint32_t page, uint8_t round)
     p->fence = c->last_copy;
     p->unwanted = false;
     memcpy(p->owner, c->entries[e].tenant->owner, sizeof(p->owner));
+    p->epoch = c->entries[e].tenant->epoch;
     p->digest = c->index.digests[e];
     memcpy(p->ids, llm_index_ids(&c->index, e), sizeof(p->ids));
     x->out_begun++;
@@ -169,6 +170,25 @@ void llm_cache_offer(struct llm_cache *c, uint32_t n)
 }
 
 /* --- what is not wanted any more --- */
+
+bool llm_cache_outdated(struct llm_cache *c, uint8_t owner[32])
+{
+    struct llm_redis_epoch heard;
+
+    while (c->exchange.redis != NULL && llm_redis_heard(c->exchange.redis, &heard)) {
+        struct llm_cache_tenant *t = llm_owners_find(&c->owners, heard.owner);
+        uint64_t before = t != NULL ? t->epoch : 0;
+
+        if (t != NULL) {
+            t->epoch = heard.epoch;
+        }
+        if (before != 0 && before != heard.epoch) {
+            memcpy(owner, heard.owner, sizeof(heard.owner));
+            return true;
+        }
+    }
+    return false;
+}
 
 void llm_exchange_forget(struct llm_cache *c, const struct llm_digest *digest)
 {

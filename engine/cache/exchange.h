@@ -23,6 +23,7 @@ struct llm_page_out {
     uint32_t buffer;
     bool unwanted; /* what was copied is not to be saved */
     uint8_t owner[32];
+    uint64_t epoch; /* the owner's */
     struct llm_digest digest;
     uint32_t ids[LLM_PAGE_TOKENS];
 };

@@ -26,6 +26,7 @@ struct llm_cache_tenant {
     uint32_t weight;
     bool active;
     uint64_t used_ns; /* when it last used a page; 0: never */
+    uint64_t epoch;   /* in Redis, of all its pages here; 0: not heard of any */
     struct llm_cache_tenant *older, *newer;
     struct llm_cache_tenant *next; /* in the bucket */
     struct llm_part parts[LLM_N_TIERS];

@@ -18,6 +18,7 @@
 #define MAX_PAGES 8192                        /* asked for and not arrived, of all loads */
 #define LOG_EVERY_NS (10 * LLM_NS_PER_S)      /* that Redis is gone, or back */
 #define MAX_SLEEP_NS (3600 * LLM_NS_PER_S)
+#define MAX_HEARD 256 /* epochs to be told; what is beyond is heard of again */
 
 enum { NOTE_LOAD, NOTE_GIVE_BACK, NOTE_SAVE, NOTE_QUIT };
 
@@ -42,6 +43,8 @@ struct llm_redis {
     uint32_t n_runs, n_pages;
     uint32_t *idle; /* buffers to be filled */
     uint32_t n_idle;
+    struct llm_redis_epoch heard[MAX_HEARD];
+    uint32_t n_heard, n_told; /* of them, the first n_told are told */
 
     /* what the tier's thread tells */
     atomic_bool load_up, save_up;
@@ -292,6 +295,45 @@ void llm_redis_close(struct llm_redis *r)
     free_all(r);
 }
 
+/* --- epochs --- */
+
+static void hear(struct llm_redis *r, const uint8_t owner[32], uint64_t epoch)
+{
+    struct llm_redis_epoch *e = &r->heard[r->n_heard];
+
+    if (epoch != 0 && r->n_heard < MAX_HEARD) {
+        memcpy(e->owner, owner, sizeof(e->owner));
+        e->epoch = epoch;
+        r->n_heard++;
+    }
+}
+
+/* Takes the buffers of pages that are saved, or are not. */
+static void take_freed(struct llm_redis *r)
+{
+    struct llm_redis_note note;
+
+    while (llm_redis_ring_take(&r->freed, &note)) {
+        const struct llm_redis_out *out = &r->saver.out[note.buffer];
+
+        if (out->answers.epoch != out->epoch_of_page) {
+            hear(r, out->owner, out->answers.epoch);
+        }
+        r->idle[r->n_idle++] = note.buffer;
+    }
+}
+
+bool llm_redis_heard(struct llm_redis *r, struct llm_redis_epoch *out)
+{
+    take_freed(r);
+    if (r->n_told == r->n_heard) {
+        r->n_told = r->n_heard = 0;
+        return false;
+    }
+    *out = r->heard[r->n_told++];
+    return true;
+}
+
 /* --- loading --- */
 
 bool llm_redis_load(struct llm_redis *r, uint64_t load, const uint8_t owner[32],
@@ -345,6 +387,7 @@ static void let_go(struct llm_redis *r, struct llm_redis_run *run)
     }
     r->runs[i] = r->runs[--r->n_runs];
     r->n_pages -= run->n;
+    hear(r, run->owner, run->epoch_heard);
     llm_redis_run_free(run);
 }
 
@@ -390,11 +433,7 @@ void llm_redis_give_back(struct llm_redis *r, uint32_t buffer)
 
 void *llm_redis_save_buffer(struct llm_redis *r, uint32_t *buffer)
 {
-    struct llm_redis_note note;
-
-    while (llm_redis_ring_take(&r->freed, &note)) {
-        r->idle[r->n_idle++] = note.buffer;
-    }
+    take_freed(r);
     if (r->n_idle == 0 || !atomic_load(&r->save_up)) {
         return NULL;
     }
@@ -402,12 +441,13 @@ void *llm_redis_save_buffer(struct llm_redis *r, uint32_t *buffer)
     return r->saver.memory + (size_t) *buffer * r->common.page_bytes;
 }
 
-void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32],
+void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
                     const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS])
 {
     struct llm_redis_out *out = &r->saver.out[buffer];
 
     memcpy(out->owner, owner, sizeof(out->owner));
+    out->epoch_of_page = epoch;
     memcpy(out->ids, ids, sizeof(out->ids));
     out->digest = *digest;
     out->then = llm_redis_forgets_now(&r->common.forgets);

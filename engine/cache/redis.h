@@ -74,9 +74,9 @@ void llm_redis_give_back(struct llm_redis *r, uint32_t buffer);
 /* A buffer of page_bytes to fill; NULL: none is free, the page is not saved. */
 void *llm_redis_save_buffer(struct llm_redis *r, uint32_t *buffer);
 
-/* It is full: it is written if it is not there already and the tenant's quota allows it. Or it is
- * not needed after all. */
-void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32],
+/* It is full: it is written if it is not there already and the tenant's quota allows it; and if the
+ * tenant's epoch is this one (0: whichever it is). Or it is not needed after all. */
+void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
                     const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS]);
 void llm_redis_drop(struct llm_redis *r, uint32_t buffer);
 
@@ -96,6 +96,15 @@ struct llm_redis_rates llm_redis_rates(const struct llm_redis *r);
 /* Any thread. What was asked for or saved for the tenant before this call is given up, and its
  * epoch is read anew: somebody has purged it. */
 void llm_redis_forget_tenant(struct llm_redis *r, const uint8_t owner[32]);
+
+/* A tenant's epoch, as Redis has said when pages of it were loaded, or were not saved because they
+ * belong to another one; false: nothing that has not been told. Where it is not the one it was,
+ * somebody has purged the tenant, or Redis has lost the epoch. */
+struct llm_redis_epoch {
+    uint8_t owner[32];
+    uint64_t epoch; /* not 0 */
+};
+bool llm_redis_heard(struct llm_redis *r, struct llm_redis_epoch *out);
 
 /* --- counts: any thread; 64-bit sums since the start --- */
 

@@ -220,7 +220,7 @@ static enum llm_redis_miss epoch_answered(struct llm_redis_loader *l, struct llm
         run->fate = LLM_REDIS_STALE;
     }
 
-    run->epoch = epoch;
+    run->epoch = run->epoch_heard = epoch;
     if (tenant != NULL) {
         tenant->epoch = epoch;
         tenant->then = run->then;

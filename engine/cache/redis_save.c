@@ -253,7 +253,7 @@ static bool begin(struct llm_redis_saver *s, struct llm_redis_out *out)
         return false;
     }
     out->keys = tenant->keys;
-    if (!set_epoch(out, tenant->epoch)) {
+    if (!set_epoch(out, out->epoch_of_page != 0 ? out->epoch_of_page : tenant->epoch)) {
         return false;
     }
     out->state = LLM_OUT_EPOCH;
@@ -274,24 +274,29 @@ static void note_epoch(struct llm_redis_saver *s, const struct llm_redis_out *ou
     }
 }
 
-/* The epoch was not known; now it is, or there is none. */
+/* The epoch was not known, or has gone; now it is known, or there is none. */
 static bool after_epoch(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
     if (out->answers.epoch == 0) {
         return !out->epoch_made && make_epoch(s, out);
     }
     note_epoch(s, out);
-    if (!set_epoch(out, out->answers.epoch)) {
+    if (out->epoch != 0 || !set_epoch(out, out->answers.epoch)) {
         return false;
     }
     ask_presence(s, out);
     return true;
 }
 
-/* A page that is older than a purge is not to be saved. */
+/* A page that is older than a purge is not to be saved. An epoch that has gone may hide a purge:
+ * another is made, for pages that are computed from now on. */
 static bool after_presence(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
     note_epoch(s, out);
+    if (out->answers.epoch == 0) {
+        out->state = LLM_OUT_EPOCH;
+        return make_epoch(s, out);
+    }
     if (out->answers.epoch != out->epoch) {
         return false;
     }

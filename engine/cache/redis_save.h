@@ -24,9 +24,10 @@ enum llm_redis_out_state {
     LLM_OUT_SET,
 };
 
-/* A page to be saved; the model thread fills in the first three. */
+/* A page to be saved; the model thread fills in the first five. */
 struct llm_redis_out {
     uint8_t owner[32];
+    uint64_t epoch_of_page; /* that it belongs to; 0: to any */
     struct llm_digest digest;
     uint32_t ids[LLM_PAGE_TOKENS];
     uint64_t then; /* of llm_redis_forgets */

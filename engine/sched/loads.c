@@ -58,6 +58,7 @@ static void spare(struct llm_sched *s, struct llm_sequence *q)
 void llm_loads_take(struct llm_sched *s)
 {
     struct llm_cache_arrival a;
+    uint8_t owner[32];
 
     while (llm_cache_arrived(s->cache, &a)) {
         struct llm_sequence *q = asked_by(s, a.load);
@@ -71,6 +72,9 @@ void llm_loads_take(struct llm_sched *s)
         if (a.taken && a.writer != NULL) {
             spare(s, (struct llm_sequence *) a.writer);
         }
+    }
+    while (llm_cache_outdated(s->cache, owner)) {
+        llm_sched_purge(s, owner);
     }
 }
 

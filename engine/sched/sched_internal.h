@@ -115,7 +115,8 @@ void llm_sched_admit(struct llm_sched *s);
 /* A sequence starts, for the first time or again, with n_matched pages. */
 void llm_loads_begin(struct llm_sequence *q, bool first);
 
-/* Takes what has arrived. Before the rows of a step are chosen. */
+/* Takes what has arrived, and purges whoever was purged elsewhere. Before anything is started, and
+ * the rows of a step are chosen. */
 void llm_loads_take(struct llm_sched *s);
 
 /* Asks for what is worth it. After llm_pages_skip, before the rows of the step are chosen. */

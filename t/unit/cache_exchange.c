@@ -102,7 +102,7 @@ static void put(uint32_t i)
     uint8_t *bytes = llm_redis_save_buffer(&fake_redis, &buffer);
 
     fill(bytes, i);
-    llm_redis_save(&fake_redis, buffer, alice_digest, &digests[i], ids + i * LLM_PAGE_TOKENS);
+    llm_redis_save(&fake_redis, buffer, alice_digest, 0, &digests[i], ids + i * LLM_PAGE_TOKENS);
 }
 
 static void load(uint32_t first, uint32_t n)
@@ -367,11 +367,47 @@ static void test_not_wanted(void)
     close_cache("from the host tier");
 }
 
+/* Somebody else has purged alice, and this engine hears of it by what Redis says. */
+static void test_outdated(void)
+{
+    struct llm_cache_arrival a;
+    uint8_t owner[32];
+
+    open_cache(8, 0);
+    complete(0, 4);
+    prove(1);
+    llm_cache_offer(cache, 8);
+    wait_copies();
+    llm_cache_offer(cache, 8);
+    ok(saved(0), "the first epoch is as good as any");
+    ok(!llm_cache_outdated(cache, owner), "nobody was purged before it");
+    prove(3);
+    llm_cache_offer(cache, 1);
+    fake_redis.epoch++;
+    wait_copies();
+    llm_cache_offer(cache, 0);
+    is_int(fake_redis.n_values, 1, "what is older than another epoch is not saved");
+    ok(llm_cache_outdated(cache, owner) && memcmp(owner, alice_digest, sizeof(owner)) == 0,
+       "alice is to be purged");
+    is_int(llm_cache_purge(cache, owner), 6, "all of it");
+    ok(!llm_cache_outdated(cache, owner), "once");
+
+    load(4, 1);
+    ok(llm_cache_arrived(cache, &a) && a.ended && !llm_cache_outdated(cache, owner),
+       "the same epoch again");
+    fake_redis.epoch++;
+    load(4, 1);
+    ok(llm_cache_arrived(cache, &a) && a.ended && llm_cache_outdated(cache, owner),
+       "another one is heard of by a load, too");
+    close_cache("another epoch");
+}
+
 int main(void)
 {
     test_arrivals();
     test_offers();
     test_again();
     test_not_wanted();
+    test_outdated();
     return done_testing();
 }

@@ -151,6 +151,67 @@ static void hears_of_a_purge(struct server *s, struct tier *t)
     is_int(tier_load(t, 1, 10), 10, "who hears of a purge finds what was saved after it at once");
 }
 
+/* What was said last of a tenant's epoch, in this many seconds; 0: nothing. */
+static uint64_t heard(struct tier *t, uint32_t tenant, uint32_t s)
+{
+    uint64_t end = llm_now_ns() + s * LLM_NS_PER_S, epoch = 0;
+    struct llm_redis_epoch e;
+    uint8_t owner[32];
+
+    tier_owner(tenant, owner);
+    do {
+        while (llm_redis_heard(t->redis, &e)) {
+            epoch = memcmp(e.owner, owner, sizeof(owner)) == 0 ? e.epoch : epoch;
+        }
+        usleep(1000);
+    } while (epoch == 0 && llm_now_ns() < end);
+    return epoch;
+}
+
+/* Pages that were computed before a purge, whoever hears of it first. */
+static void saves_what_belongs_to_an_epoch(struct server *s, struct tier *t)
+{
+    struct llm_redis_counts before;
+    char epoch[LLM_REDIS_NAME_MAX];
+    uint8_t owner[32];
+
+    heard(t, 5, 0);
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    tier_save_all(t, 5, 2);
+    t->epoch = heard(t, 5, 10);
+    ok(t->epoch != 0, "an epoch is told when pages are saved");
+    only_name(s, "llm1:{*}:epoch", epoch);
+    tier_save_all(t, 5, 4);
+    is_int(heard(t, 5, 0), 0, "and not again where it is what it was");
+    is_int(tier_load(t, 5, 4), 4, "pages that belong to it are saved");
+    is_int(heard(t, 5, 0) == t->epoch, true, "a load tells it too");
+
+    server_count(s, "INCRBY %s 1", epoch);
+    is_int(tier_load(t, 5, 1), 0, "a purge");
+    is_int(heard(t, 5, 10) == t->epoch + 1, true, "is heard of by who loads");
+    before = llm_redis_counts(t->redis);
+    tier_save_all(t, 5, 6);
+    is_int(llm_redis_counts(t->redis).unsaved - before.unsaved, 6,
+           "pages that are older are not saved, though the tier knows the new epoch");
+    is_int(heard(t, 5, 10) == t->epoch + 1, true, "it is heard of by who saves");
+    tier_owner(5, owner);
+    llm_redis_forget_tenant(t->redis, owner);
+    tier_save_all(t, 5, 1);
+    is_int(llm_redis_counts(t->redis).unsaved - before.unsaved, 7, "nor if it forgets it");
+    t->epoch++;
+    tier_save_all(t, 5, 3);
+    is_int(tier_load(t, 5, 4), 3, "those that were computed since are");
+
+    heard(t, 5, 0);
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    before = llm_redis_counts(t->redis);
+    tier_save_all(t, 5, 2);
+    is_int(llm_redis_counts(t->redis).unsaved - before.unsaved, 2,
+           "where the epoch is lost nothing is saved of what was");
+    ok(heard(t, 5, 10) != t->epoch, "but there is another one");
+    t->epoch = 0;
+}
+
 /* Pages that are on their way when their tenant is purged. */
 static void does_not_save_what_is_forgotten(struct server *s, struct tier *t)
 {
@@ -322,6 +383,7 @@ int main(void)
     does_not_save_what_is_forgotten(&s, &t);
     takes_on_only_so_much(&s, &t);
     keeps_quotas(&s, &t);
+    saves_what_belongs_to_an_epoch(&s, &t);
     ok(!t.wrong, "nothing wrong came");
     llm_redis_close(t.redis);
     server_stop(&s);

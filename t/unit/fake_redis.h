@@ -14,6 +14,7 @@
 #define FAKE_IN 8 /* buffers */
 #define FAKE_OUT 4
 #define FAKE_LOADS 64
+#define FAKE_HEARD 64
 
 struct fake_value {
     uint8_t owner[32];
@@ -49,6 +50,9 @@ struct llm_redis {
     uint32_t n_under_way;
     uint8_t *in, *out; /* [FAKE_IN or FAKE_OUT][page_bytes] */
     bool given[FAKE_IN], filling[FAKE_OUT];
+    uint64_t epoch; /* of all tenants */
+    struct llm_redis_epoch heard[FAKE_HEARD];
+    uint32_t n_heard;
     uint32_t rng;
 };
 
@@ -71,7 +75,7 @@ static uint32_t fake_redis_below(uint32_t n)
 
 static void fake_redis_open(size_t page_bytes)
 {
-    fake_redis = (struct llm_redis){.page_bytes = page_bytes, .rng = 1};
+    fake_redis = (struct llm_redis){.page_bytes = page_bytes, .rng = 1, .epoch = 1};
     fake_redis.rates = (struct llm_redis_rates){1, UINT64_C(1) << 40, true};
     fake_redis.in = malloc(FAKE_IN * page_bytes);
     fake_redis.out = malloc(FAKE_OUT * page_bytes);
@@ -95,6 +99,24 @@ static void fake_redis_idle(void)
     for (uint32_t i = 0; i < FAKE_OUT; i++) {
         redis_must(!fake_redis.filling[i]);
     }
+}
+
+static void fake_redis_tell(const uint8_t owner[32])
+{
+    struct llm_redis_epoch *e = &fake_redis.heard[fake_redis.n_heard % FAKE_HEARD];
+
+    memcpy(e->owner, owner, sizeof(e->owner));
+    e->epoch = fake_redis.epoch;
+    fake_redis.n_heard += fake_redis.n_heard < FAKE_HEARD;
+}
+
+bool llm_redis_heard(struct llm_redis *r, struct llm_redis_epoch *out)
+{
+    if (r->n_heard == 0) {
+        return false;
+    }
+    *out = r->heard[--r->n_heard];
+    return true;
 }
 
 /* Of loads that nobody waits for any more. */
@@ -224,6 +246,7 @@ bool llm_redis_arrived(struct llm_redis *r, struct llm_redis_arrival *a)
     if (r->under_way[i].next < r->under_way[i].n && !r->under_way[i].cancelled) {
         return false; /* no buffer */
     }
+    fake_redis_tell(r->under_way[i].owner);
     fake_redis_end_load(i);
     a->ended = true;
     return true;
@@ -256,12 +279,19 @@ void llm_redis_drop(struct llm_redis *r, uint32_t buffer)
     memset(r->out + buffer * r->page_bytes, 0xee, r->page_bytes);
 }
 
-void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32],
+void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
                     const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS])
 {
     const uint8_t *bytes = r->out + buffer * r->page_bytes;
     struct fake_value *v = fake_redis_find(owner, digest);
 
+    if (epoch != r->epoch) {
+        fake_redis_tell(owner);
+    }
+    if (epoch != 0 && epoch != r->epoch) {
+        llm_redis_drop(r, buffer);
+        return;
+    }
     r->saves++;
     if (v == NULL) {
         if (r->n_values == r->max_values) {

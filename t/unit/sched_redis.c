@@ -442,6 +442,40 @@ static void test_purge(void)
     free_job(after);
 }
 
+/* A purge that somebody told to Redis and to another engine. */
+static void test_purged_elsewhere(void)
+{
+    struct job *first = new_job(1, 8 * PAGE + 20, 5), *longer, *after;
+
+    fake_redis_open(PAGE * sizeof(struct fake_row));
+    share(first, 1, LLM_SCOPE_TENANT);
+    open_engine(64);
+    run_job(first);
+    rest();
+    is_int(fake_redis.n_values, 8, "an engine knows an epoch, under which it has saved");
+
+    fake_redis_flush();
+    fake_redis.epoch++;
+    longer = like(first, 8 * PAGE, 10 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+    run_job(longer);
+    ok(as_expected(longer), "a request after a purge elsewhere");
+    rest();
+    is_int(fake_redis.n_values, 0, "nothing is saved of what it has found or begun with that");
+    is_int(fake_redis.forgets, 1, "then the engine knows");
+    after = like(first, 8 * PAGE, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+    run_job(after);
+    ok(as_expected(after) && after->request.cached_tokens == 0, "and has purged its memory");
+    rest();
+    is_int(fake_redis.n_values, 8, "what it computes from then on is saved");
+    is_int(fake_redis.forgets, 1, "and no other purge heard of");
+    is_idle("after a purge elsewhere");
+    close_engine();
+    fake_redis_close();
+    free_job(first);
+    free_job(longer);
+    free_job(after);
+}
+
 /* The scheduler goes while copies are under way in both directions. */
 static void test_close(void)
 {
@@ -630,6 +664,7 @@ int main(void)
     test_amid();
     test_cancel();
     test_purge();
+    test_purged_elsewhere();
     test_close();
     test_ahead();
     test_left();
