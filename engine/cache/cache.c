@@ -620,7 +620,7 @@ void llm_cache_forget(struct llm_cache *c, uint32_t page)
 {
     if (llm_cache_indexed(c, page)) {
         c->fence = c->last_copy; /* it may be being saved: who writes it next waits for that */
-        llm_exchange_forget(c, &c->index.digests[c->pages[page].entry]);
+        llm_exchange_forget(c, c->pages[page].entry);
         unindex(c, c->pages[page].entry);
     }
 }

@@ -111,7 +111,8 @@ bool llm_cache_pending(const struct llm_cache *c, uint32_t page);
 const void *llm_cache_writer(const struct llm_cache *c, uint32_t page);
 void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer);
 
-/* Takes a page out of the index: what it holds must not be found any more. Its users keep it. */
+/* Takes a page out of the index, and out of Redis: what it holds must not be found any more. Its
+ * users keep it. */
 void llm_cache_forget(struct llm_cache *c, uint32_t page);
 
 /* Takes all of a tenant's pages out of the index: how many. Idle ones are free, in both tiers;

@@ -190,15 +190,21 @@ bool llm_cache_outdated(struct llm_cache *c, uint8_t owner[32])
     return false;
 }
 
-void llm_exchange_forget(struct llm_cache *c, const struct llm_digest *digest)
+void llm_exchange_forget(struct llm_cache *c, uint32_t entry)
 {
+    const struct llm_cache_tenant *t = c->entries[entry].tenant;
+    const struct llm_digest *digest = &c->index.digests[entry];
     struct llm_exchange *x = &c->exchange;
 
+    if (x->redis == NULL) {
+        return;
+    }
     for (uint32_t i = x->out_done; i != x->out_begun; i++) {
         struct llm_page_out *p = page_out_at(x, i);
 
         p->unwanted |= memcmp(&p->digest, digest, sizeof(*digest)) == 0;
     }
+    llm_redis_delete(x->redis, t->owner, t->epoch, digest);
 }
 
 void llm_exchange_purge(struct llm_cache *c, const uint8_t owner[32])

@@ -39,9 +39,11 @@ struct llm_exchange {
 
 struct llm_cache;
 
-/* What is under way of this page, or of this owner, is not saved; nor is anything asked for or
- * saved for the owner before. */
-void llm_exchange_forget(struct llm_cache *c, const struct llm_digest *digest);
+/* What is under way of this entry's page is not saved, and what is there is deleted. */
+void llm_exchange_forget(struct llm_cache *c, uint32_t entry);
+
+/* What is under way of this owner is not saved; nor is anything asked for or saved for him
+ * before. */
 void llm_exchange_purge(struct llm_cache *c, const uint8_t owner[32]);
 
 /* Gives all buffers back. All copies must have been made. */

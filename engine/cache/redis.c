@@ -19,8 +19,9 @@
 #define LOG_EVERY_NS (10 * LLM_NS_PER_S)      /* that Redis is gone, or back */
 #define MAX_SLEEP_NS (3600 * LLM_NS_PER_S)
 #define MAX_HEARD 256 /* epochs to be told; what is beyond is heard of again */
+#define MAX_SPOILT 256 /* pages to be deleted; a power of two */
 
-enum { NOTE_LOAD, NOTE_GIVE_BACK, NOTE_SAVE, NOTE_QUIT };
+enum { NOTE_LOAD, NOTE_GIVE_BACK, NOTE_SAVE, NOTE_DELETE, NOTE_QUIT };
 
 enum told { TOLD_NOTHING, TOLD_UP, TOLD_GONE };
 
@@ -43,10 +44,14 @@ struct llm_redis {
     uint32_t n_runs, n_pages;
     uint32_t *idle; /* buffers to be filled */
     uint32_t n_idle;
+    uint32_t n_spoilt;
     struct llm_redis_epoch heard[MAX_HEARD];
     uint32_t n_heard, n_told; /* of them, the first n_told are told */
 
+    struct llm_redis_spoilt spoilt[MAX_SPOILT]; /* number i at i % MAX_SPOILT */
+
     /* what the tier's thread tells */
+    _Atomic uint32_t n_spoilt_taken;
     atomic_bool load_up, save_up;
     atomic_int breaker;
     _Atomic uint64_t connects, drops;
@@ -68,6 +73,10 @@ static void take_notes(struct llm_redis *r)
             break;
         case NOTE_SAVE:
             llm_redis_saver_add(&r->saver, note.buffer);
+            break;
+        case NOTE_DELETE:
+            llm_redis_saver_forget(&r->saver, &r->spoilt[note.page]);
+            atomic_fetch_add(&r->n_spoilt_taken, 1);
             break;
         default:
             r->quit = true;
@@ -191,7 +200,8 @@ static int init_common(struct llm_redis_common *c, const struct llm_redis_option
 static int init_rings(struct llm_redis *r, uint32_t n_in, uint32_t n_out, struct llm_error *err)
 {
     r->idle = calloc(n_out, sizeof(*r->idle));
-    if (r->idle == NULL || !llm_redis_ring_init(&r->asked, LLM_REDIS_RUNS + n_in + n_out + 1)
+    if (r->idle == NULL
+        || !llm_redis_ring_init(&r->asked, LLM_REDIS_RUNS + n_in + n_out + MAX_SPOILT + 1)
         || !llm_redis_ring_init(&r->arrived, LLM_REDIS_RUNS + n_in)
         || !llm_redis_ring_init(&r->freed, n_out)) {
         return llm_fail(err, LLM_ENOMEM, "out of memory");
@@ -457,6 +467,21 @@ void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32
 void llm_redis_drop(struct llm_redis *r, uint32_t buffer)
 {
     r->idle[r->n_idle++] = buffer;
+}
+
+void llm_redis_delete(struct llm_redis *r, const uint8_t owner[32], uint64_t epoch,
+                      const struct llm_digest *digest)
+{
+    uint32_t at = r->n_spoilt % MAX_SPOILT;
+
+    if (r->n_spoilt - atomic_load(&r->n_spoilt_taken) == MAX_SPOILT) {
+        return;
+    }
+    memcpy(r->spoilt[at].owner, owner, sizeof(r->spoilt[at].owner));
+    r->spoilt[at].epoch = epoch;
+    r->spoilt[at].digest = *digest;
+    r->n_spoilt++;
+    send_note(r, &(struct llm_redis_note){.kind = NOTE_DELETE, .page = at});
 }
 
 /* --- any thread --- */

@@ -80,6 +80,12 @@ void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32
                     const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS]);
 void llm_redis_drop(struct llm_redis *r, uint32_t buffer);
 
+/* A page is no good: what was handed over of it and is not written yet is given up, what is there
+ * under the tenant's epoch (0: not known) is deleted. As far as there is room to remember it: of
+ * some hundred pages at a time. */
+void llm_redis_delete(struct llm_redis *r, const uint8_t owner[32], uint64_t epoch,
+                      const struct llm_digest *digest);
+
 /* --- what it is worth --- */
 
 /* Any thread. What loads of late have reached: time to the first page, and bytes a second after

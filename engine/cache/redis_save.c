@@ -336,7 +336,8 @@ static void after_set(struct llm_redis_saver *s, struct llm_redis_out *out)
 /* All that was asked is answered: the next question. False: the page is given up. */
 static bool advance(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
-    if (out->answers.broken || llm_redis_forgotten(&s->common->forgets, out->owner, out->then)) {
+    if (out->answers.broken || out->unwanted
+        || llm_redis_forgotten(&s->common->forgets, out->owner, out->then)) {
         return false;
     }
     switch (out->state) {
@@ -483,7 +484,7 @@ void llm_redis_saver_add(struct llm_redis_saver *s, uint32_t buffer)
     out->order = s->n_added++;
     out->n_out = 0;
     out->epoch = 0;
-    out->epoch_made = out->charged = false;
+    out->epoch_made = out->charged = out->unwanted = false;
     memset(&out->answers, 0, sizeof(out->answers));
 }
 
@@ -493,6 +494,30 @@ void llm_redis_saver_delete(void *ctx, const char *name)
 
     if (s->n_deletes < LLM_REDIS_DELETES) {
         snprintf(s->deletes[s->n_deletes++], LLM_REDIS_NAME_MAX, "%s", name);
+    }
+}
+
+/* A value that is on its way goes first: it is deleted behind that. */
+void llm_redis_saver_forget(struct llm_redis_saver *s, const struct llm_redis_spoilt *page)
+{
+    const struct llm_redis_tenant *tenant = llm_redis_tenant(&s->common->tenants, page->owner);
+    char name[LLM_REDIS_NAME_MAX];
+    uint64_t epoch;
+
+    for (uint32_t i = 0; i < s->n_buffers; i++) {
+        struct llm_redis_out *out = &s->out[i];
+
+        if (out->state != LLM_OUT_IDLE
+            && memcmp(&out->digest, &page->digest, sizeof(page->digest)) == 0) {
+            out->unwanted = true;
+        }
+    }
+    if (tenant == NULL) {
+        return;
+    }
+    epoch = page->epoch != 0 ? page->epoch : tenant->epoch;
+    if (epoch != 0 && llm_redis_page_name(&tenant->keys, epoch, &page->digest, name) == LLM_OK) {
+        llm_redis_saver_delete(s, name);
     }
 }
 

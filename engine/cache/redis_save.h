@@ -12,7 +12,7 @@
 #include "engine/cache/redis_common.h"
 #include "engine/cache/redis_link.h"
 
-#define LLM_REDIS_DELETES 16 /* names to be deleted; what is beyond is found again */
+#define LLM_REDIS_DELETES 256 /* names to be deleted; what is beyond is found again */
 
 enum llm_redis_out_state {
     LLM_OUT_IDLE,   /* the model thread's */
@@ -39,6 +39,7 @@ struct llm_redis_out {
     struct llm_redis_tenant_keys keys;
     uint64_t epoch;    /* that it is named by; 0: not known yet */
     bool epoch_made, charged;
+    bool unwanted; /* llm_redis_saver_forget */
     uint64_t window;   /* that it is charged to */
 
     struct {
@@ -47,6 +48,13 @@ struct llm_redis_out {
         bool there, set;
     } answers;
     char name[LLM_REDIS_NAME_MAX];
+};
+
+/* A page that is no good. */
+struct llm_redis_spoilt {
+    uint8_t owner[32];
+    uint64_t epoch; /* 0: not known */
+    struct llm_digest digest;
 };
 
 struct llm_redis_saver {
@@ -69,6 +77,9 @@ int llm_redis_saver_init(struct llm_redis_saver *s, struct llm_redis_common *com
 void llm_redis_saver_free(struct llm_redis_saver *s);
 
 void llm_redis_saver_add(struct llm_redis_saver *s, uint32_t buffer);
+
+/* Nothing of the page is written any more, and what is there of it is deleted. */
+void llm_redis_saver_forget(struct llm_redis_saver *s, const struct llm_redis_spoilt *page);
 
 /* For llm_redis_loader.delete; ctx: the saver. */
 void llm_redis_saver_delete(void *ctx, const char *name);

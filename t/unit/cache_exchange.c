@@ -325,6 +325,7 @@ static void test_not_wanted(void)
 {
     struct llm_cache_found found;
     uint32_t some[8];
+    uint8_t owner[32];
 
     open_cache(8, 0);
     complete(0, 2);
@@ -334,6 +335,9 @@ static void test_not_wanted(void)
     wait_copies();
     llm_cache_offer(cache, 2);
     ok(!saved(0) && saved(1), "what is forgotten while it is copied is not saved");
+    llm_cache_outdated(cache, owner); /* hears of the epoch */
+    llm_cache_forget(cache, pages[1]);
+    ok(!saved(1) && fake_redis.deletes == 2, "what is there is deleted");
     close_cache("forgotten");
 
     open_cache(8, 0);

@@ -364,6 +364,55 @@ static void keeps_quotas(struct server *s, struct tier *t)
     llm_redis_close(b.redis);
 }
 
+static void delete_page(struct tier *t, uint32_t tenant, uint32_t page, uint64_t epoch)
+{
+    struct llm_digest digest = tier_digest(tenant, page);
+    uint8_t owner[32];
+
+    tier_owner(tenant, owner);
+    llm_redis_delete(t->redis, owner, epoch, &digest);
+}
+
+/* Pages that turn out to be no good: they are there, on their way, or to be handed over again. */
+static void deletes_what_is_spoilt(struct server *s, struct tier *t)
+{
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S, ended, unsaved, epoch;
+
+    heard(t, 6, 0);
+    tier_save_all(t, 6, 4);
+    epoch = heard(t, 6, 10);
+    delete_page(t, 6, 1, epoch);
+    delete_page(t, 6, 3, 0); /* the tier knows the epoch */
+    delete_page(t, 6, 0, epoch + 1);
+    while (server_count(s, "DBSIZE") > 3 && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    is_int(tier_load(t, 6, 4), 2, "pages that are there are deleted");
+    ok(t->came[0] && t->came[2], "none but those that were named");
+
+    ended = tier_saves_ended(t);
+    unsaved = llm_redis_counts(t->redis).unsaved;
+    kill(s->pid, SIGSTOP);
+    for (uint32_t i = 4; i < 7; i++) {
+        tier_save(t, 6, i);
+    }
+    usleep(20000);
+    for (uint32_t i = 4; i < 6; i++) {
+        delete_page(t, 6, i, epoch);
+    }
+    for (uint32_t i = 0; i < 1000; i++) {
+        delete_page(t, 6, 100 + i, epoch);
+    }
+    kill(s->pid, SIGCONT);
+    while (tier_saves_ended(t) < ended + 3 && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    is_int(llm_redis_counts(t->redis).unsaved - unsaved, 2, "those on their way are given up");
+    is_int(tier_load(t, 6, 7), 3, "and are not there");
+    tier_save_all(t, 6, 7);
+    is_int(tier_load(t, 6, 7), 7, "when they are computed again they are saved again");
+}
+
 int main(void)
 {
     struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 512, 64, 1)};
@@ -384,6 +433,8 @@ int main(void)
     takes_on_only_so_much(&s, &t);
     keeps_quotas(&s, &t);
     saves_what_belongs_to_an_epoch(&s, &t);
+    freeReplyObject(server_do(&s, "FLUSHALL"));
+    deletes_what_is_spoilt(&s, &t);
     ok(!t.wrong, "nothing wrong came");
     llm_redis_close(t.redis);
     server_stop(&s);

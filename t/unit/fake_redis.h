@@ -41,7 +41,7 @@ struct llm_redis {
     uint32_t silent;  /* percent of the times that nothing has arrived, though there is something */
     uint32_t missing; /* percent of pages that are gone */
 
-    uint64_t loads, refused, pages_asked, cancels, hits, misses, saves, drops, forgets;
+    uint64_t loads, refused, pages_asked, cancels, hits, misses, saves, drops, forgets, deletes;
     uint32_t first_asked; /* of the last load: its first page's first token */
 
     struct fake_value *values;
@@ -277,6 +277,18 @@ void llm_redis_drop(struct llm_redis *r, uint32_t buffer)
     r->filling[buffer] = false;
     r->drops++;
     memset(r->out + buffer * r->page_bytes, 0xee, r->page_bytes);
+}
+
+void llm_redis_delete(struct llm_redis *r, const uint8_t owner[32], uint64_t epoch,
+                      const struct llm_digest *digest)
+{
+    struct fake_value *v = fake_redis_find(owner, digest);
+
+    r->deletes++;
+    if (v != NULL && epoch == r->epoch) {
+        free(v->bytes);
+        *v = r->values[--r->n_values];
+    }
 }
 
 void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,

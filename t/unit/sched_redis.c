@@ -176,6 +176,31 @@ static void test_not_saved(void)
     free_job(bad);
 }
 
+/* Pages that were saved long ago turn out to be no good. */
+static void test_spoilt(void)
+{
+    struct job *first = saved_by_another(), *bad;
+    struct job *again = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1, LLM_SCOPE_TENANT);
+
+    run_job(again);
+    rest();
+    is_int(fake_redis.n_values, 8, "pages of a prompt are saved");
+    bad = like(first, 4 * PAGE, 6 * PAGE, 1, LLM_SCOPE_TENANT);
+    bad->prompts[0][5 * PAGE] = FAKE_POISON;
+    llm_sched_submit(sched, &bad->request);
+    while (!bad->retired && turn()) {
+        fake_move_until(backend, backend->moves_asked);
+    }
+    rest();
+    is_int(bad->request.outcome, LLM_OUTCOME_NON_FINITE, "logits that are not finite");
+    is_int(fake_redis.n_values, 4, "what led to them is deleted");
+    close_engine();
+    fake_redis_close();
+    free_job(first);
+    free_job(again);
+    free_job(bad);
+}
+
 static void test_full(void)
 {
     struct job *first = new_job(1, 4 * PAGE, 5);
@@ -655,6 +680,7 @@ int main(void)
     test_found();
     test_long();
     test_not_saved();
+    test_spoilt();
     test_full();
     test_slow();
     test_far();
