@@ -4,6 +4,9 @@
 #include "t/unit/redis_server.h"
 #include "t/unit/redis_tier.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 static void finds_what_it_saved(struct server *s, struct tier *t)
 {
     struct llm_redis_counts c;
@@ -400,9 +403,6 @@ static void deletes_what_is_spoilt(struct server *s, struct tier *t)
     for (uint32_t i = 4; i < 6; i++) {
         delete_page(t, 6, i, epoch);
     }
-    for (uint32_t i = 0; i < 1000; i++) {
-        delete_page(t, 6, 100 + i, epoch);
-    }
     kill(s->pid, SIGCONT);
     while (tier_saves_ended(t) < ended + 3 && llm_now_ns() < end) {
         usleep(1000);
@@ -411,6 +411,52 @@ static void deletes_what_is_spoilt(struct server *s, struct tier *t)
     is_int(tier_load(t, 6, 7), 3, "and are not there");
     tier_save_all(t, 6, 7);
     is_int(tier_load(t, 6, 7), 7, "when they are computed again they are saved again");
+}
+
+static atomic_bool holds_on, is_held;
+static pthread_t main_thread;
+
+/* A clock that keeps the tier's thread waiting. */
+static uint64_t now(void *ctx)
+{
+    (void) ctx;
+    while (atomic_load(&holds_on) && !pthread_equal(pthread_self(), main_thread)) {
+        atomic_store(&is_held, true);
+        usleep(100);
+    }
+    return llm_now_ns();
+}
+
+/* What is beyond the 256 that are remembered is not deleted, and does no harm. */
+static void deletes_so_many(struct server *s, const struct tier *like)
+{
+    struct tier t = {.layout = like->layout};
+    struct llm_redis_options options = tier_options(&t, s->url);
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S;
+
+    main_thread = pthread_self();
+    options.now = now;
+    tier_open(&t, &options);
+    need(tier_up(&t), "no tier");
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    tier_save_all(&t, 9, 300);
+    is_int(server_count(s, "DBSIZE"), 301, "three hundred pages");
+
+    atomic_store(&holds_on, true);
+    delete_page(&t, 9, 0, 0);
+    while (!atomic_load(&is_held)) {
+        usleep(100);
+    }
+    for (uint32_t i = 0; i < 300; i++) {
+        delete_page(&t, 9, i, 0);
+    }
+    atomic_store(&holds_on, false);
+    while (tier_load(&t, 9, 255) > 0 && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    is_int(t.n_came, 0, "the first of those that were named are deleted");
+    ok(server_count(s, "DBSIZE") >= 45, "but no more than can be remembered");
+    llm_redis_close(t.redis);
 }
 
 int main(void)
@@ -435,6 +481,7 @@ int main(void)
     saves_what_belongs_to_an_epoch(&s, &t);
     freeReplyObject(server_do(&s, "FLUSHALL"));
     deletes_what_is_spoilt(&s, &t);
+    deletes_so_many(&s, &t);
     ok(!t.wrong, "nothing wrong came");
     llm_redis_close(t.redis);
     server_stop(&s);
