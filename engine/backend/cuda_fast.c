@@ -157,30 +157,6 @@ static void project_down(struct llm_backend *b, const struct llm_cuda_layer *l, 
                n);
 }
 
-static void put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
-{
-    const struct llm_model_config *c = &b->model->config;
-    const struct llm_cuda_layer *l = &b->layers[r->layer];
-    struct llm_cuda_latents latents = {
-        .rows = r->rows,
-        .plane = llm_cuda_plane_of(b, r->layer),
-        .rope = b->rope,
-        .kv = b->kv,
-        .ld_kv = b->latent_width,
-        .kv_bias = l->kv_a_bias,
-        .kv_norm = l->kv_a_norm,
-        .eps = c->lora_norm_eps,
-        .q = b->q,
-        .ld_q = (size_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim),
-        .nope = c->qk_nope_dim,
-        .n_heads = c->n_heads,
-        .query = b->query,
-        .dtype = LLM_CUDA_BF16,
-    };
-
-    llm_cuda_try(b, llm_cuda_latents(&latents, llm_cuda_next(b)), "latents");
-}
-
 /* Blocks that all processors are busy with. */
 static uint64_t wanted_blocks(const struct llm_backend *b)
 {
@@ -347,7 +323,7 @@ static void attention(struct llm_backend *b, const struct llm_cuda_run *r)
 
     norm(b, n, NULL, l->input_norm);
     project_down(b, l, n);
-    put_latents(b, r);
+    llm_cuda_put_latents(b, r);
     for (uint32_t i = 0; i < r->step->n_pieces; i++) {
         const struct llm_cuda_piece *p = &r->step->pieces[i];
 

@@ -23,6 +23,30 @@ struct llm_cuda_plane llm_cuda_plane_of(const struct llm_backend *b, uint32_t la
     };
 }
 
+void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+    struct llm_cuda_latents latents = {
+        .rows = r->rows,
+        .plane = llm_cuda_plane_of(b, r->layer),
+        .rope = b->rope,
+        .kv = b->kv,
+        .ld_kv = b->latent_width,
+        .kv_bias = l->kv_a_bias,
+        .kv_norm = l->kv_a_norm,
+        .eps = c->lora_norm_eps,
+        .q = b->q,
+        .ld_q = (size_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim),
+        .nope = c->qk_nope_dim,
+        .n_heads = c->n_heads,
+        .query = b->query,
+        .dtype = b->fast ? LLM_CUDA_BF16 : LLM_CUDA_F32,
+    };
+
+    llm_cuda_try(b, llm_cuda_latents(&latents, llm_cuda_next(b)), "latents");
+}
+
 void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t first,
                          uint32_t n)
 {

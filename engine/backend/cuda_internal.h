@@ -260,6 +260,9 @@ struct llm_cuda_run {
 
 struct llm_cuda_plane llm_cuda_plane_of(const struct llm_backend *b, uint32_t layer);
 
+/* Enqueues the way of the latents into their pages, and the rotation of the queries. */
+void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r);
+
 /* Enqueues the routing of some of the rows by b->router_logits, into b->pairs. */
 void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t first,
                          uint32_t n);

@@ -53,30 +53,6 @@ static void project_down(struct llm_backend *b, const struct llm_cuda_layer *l, 
     run(b, linear(l->q_b, b->q_a, b->q, q_width, NULL), n);
 }
 
-static void put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
-{
-    const struct llm_model_config *c = &b->model->config;
-    const struct llm_cuda_layer *l = &b->layers[r->layer];
-    struct llm_cuda_latents latents = {
-        .rows = r->rows,
-        .plane = llm_cuda_plane_of(b, r->layer),
-        .rope = b->rope,
-        .kv = b->kv,
-        .ld_kv = b->latent_width,
-        .kv_bias = l->kv_a_bias,
-        .kv_norm = l->kv_a_norm,
-        .eps = c->lora_norm_eps,
-        .q = b->q,
-        .ld_q = (size_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim),
-        .nope = c->qk_nope_dim,
-        .n_heads = c->n_heads,
-        .query = b->query,
-        .dtype = LLM_CUDA_F32,
-    };
-
-    llm_cuda_try(b, llm_cuda_latents(&latents, llm_cuda_next(b)), "latents");
-}
-
 /* Queries into the space of the latents: W_UK^T of each head. */
 static void absorb(struct llm_backend *b, const struct llm_cuda_layer *l, uint32_t n)
 {
@@ -169,7 +145,7 @@ static void add_attention(struct llm_backend *b, const struct llm_cuda_run *r)
 
     norm(b, n, b->x, c->hidden_size, NULL, l->input_norm, c->rms_norm_eps, b->normed);
     project_down(b, l, n);
-    put_latents(b, r);
+    llm_cuda_put_latents(b, r);
     absorb(b, l, n);
     attend(b, r);
     release(b, l, n);
