@@ -256,19 +256,6 @@ static int connect_tcp(uint16_t port)
     return fd;
 }
 
-static uint16_t free_port(void)
-{
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    socklen_t len = sizeof(addr);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    need(fd >= 0 && bind(fd, (struct sockaddr *) &addr, len) == 0
-             && getsockname(fd, (struct sockaddr *) &addr, &len) == 0,
-         "no port");
-    close(fd);
-    return ntohs(addr.sin_port);
-}
-
 static void greet(int fd)
 {
     static const char auth[] = "*3\r\n$4\r\nAUTH\r\n$10\r\nllm-engine\r\n$9\r\nchange-me\r\n";

@@ -286,19 +286,6 @@ static void who_may(struct server *s, struct tier *t)
     is_refused(t, url, "a user that may not GET");
 }
 
-static uint16_t free_port(void)
-{
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    socklen_t len = sizeof(addr);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    need(fd >= 0 && bind(fd, (struct sockaddr *) &addr, len) == 0
-             && getsockname(fd, (struct sockaddr *) &addr, &len) == 0,
-         "no port");
-    close(fd);
-    return ntohs(addr.sin_port);
-}
-
 static void by_tcp(struct server *s, struct tier *t)
 {
     static const char *const hosts[] = {"127.0.0.1", "localhost"};

@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <hiredis/hiredis.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -103,5 +104,19 @@ __attribute__((format(printf, 2, 3), unused)) static redisReply *server_do(struc
         freeReplyObject(counted);                                                                 \
         server_n;                                                                                 \
     })
+
+/* A port of this machine that nobody listens on, for the moment. */
+__attribute__((unused)) static uint16_t free_port(void)
+{
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t len = sizeof(addr);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    need(fd >= 0 && bind(fd, (struct sockaddr *) &addr, len) == 0
+             && getsockname(fd, (struct sockaddr *) &addr, &len) == 0,
+         "no port");
+    close(fd);
+    return ntohs(addr.sin_port);
+}
 
 #endif
