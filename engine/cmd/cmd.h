@@ -9,5 +9,6 @@ int llm_cmd_serve(int argc, char **argv);
 int llm_cmd_tokenize(int argc, char **argv);
 int llm_cmd_bench(int argc, char **argv);
 int llm_cmd_cache_purge(int argc, char **argv);
+int llm_cmd_keygen(int argc, char **argv);
 
 #endif

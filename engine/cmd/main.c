@@ -9,6 +9,7 @@ static const struct {
     {"tokenize", llm_cmd_tokenize},
     {"bench", llm_cmd_bench},
     {"cache-purge", llm_cmd_cache_purge},
+    {"keygen", llm_cmd_keygen},
 };
 
 int main(int argc, char **argv)
