@@ -37,7 +37,7 @@ ALL_LDFLAGS = -pthread $(SANITIZE_FLAGS) $(LDFLAGS)
 
 ROOMS = base ipc text model cache backend sched serve
 SRCS_kernels = $(wildcard kernels/cpu/*.c)
-$(foreach r,$(ROOMS),$(eval SRCS_$(r) = $$(wildcard engine/$(r)/*.c)))
+$(foreach r,$(ROOMS),$(eval SRCS_$(r) = $$(wildcard engine/$(r)/*.c engine/$(r)/*/*.c)))
 SRCS_backend := $(filter-out engine/backend/cuda%,$(SRCS_backend))
 
 # what a room may link: its arrows

@@ -8,9 +8,9 @@
  * A page enters the index before it is computed, so that others with the same prefix can wait for
  * it: until llm_cache_complete it is pending, and has a writer.
  *
- * Below both tiers lies Redis, which other engines share (redis.h). Nobody waits for it: a pending
- * page is computed unless its bytes have arrived before, and complete pages are copied there when
- * there is time.
+ * Below both tiers lies Redis, which other engines share (redis/redis.h). Nobody waits for it: a
+ * pending page is computed unless its bytes have arrived before, and complete pages are copied
+ * there when there is time.
  *
  * Which idle page goes first: in each tier, of all tenants that hold more than their share, the
  * page whose last use is longest ago; of all tenants, where nobody does. What the tenants with idle

@@ -1,6 +1,6 @@
-/* What is on its way between the pool and Redis: two queues of buffers of the tier's (redis.h) that
- * copies are using. Copies are made in the order they are asked for, so each queue is left in the
- * order it was entered.
+/* What is on its way between the pool and Redis: two queues of buffers of the tier's
+ * (redis/redis.h) that copies are using. Copies are made in the order they are asked for, so each
+ * queue is left in the order it was entered.
  *
  * Time goes in rounds of half a ttl. A page that was offered, and used since, is offered again in
  * another round: Redis keeps it for another ttl, or is given it again if it has lost it. */
@@ -8,7 +8,7 @@
 #ifndef LLM_CACHE_EXCHANGE_H
 #define LLM_CACHE_EXCHANGE_H
 
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 
 #define LLM_EXCHANGE_IN 256 /* places in a queue: powers of two */
 #define LLM_EXCHANGE_OUT 32

@@ -4,7 +4,7 @@
 #include "engine/cmd/cmd.h"
 
 #include "engine/base/option.h"
-#include "engine/cache/redis_purge.h"
+#include "engine/cache/redis/purge.h"
 #include "engine/cache/secret.h"
 #include "engine/ipc/abi.h"
 #include "engine/serve/control.h"

@@ -17,7 +17,7 @@
 #define LLM_SCHED_SCHED_H
 
 #include "engine/cache/cache.h"
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 #include "engine/sched/request.h"
 
 struct llm_sched;

@@ -3,7 +3,7 @@
 #include "engine/backend/device.h"
 #include "engine/base/log.h"
 #include "engine/base/option.h"
-#include "engine/cache/redis_url.h"
+#include "engine/cache/redis/url.h"
 #include "engine/serve/listener.h"
 #include "engine/serve/served.h"
 #include "engine/serve/state.h"

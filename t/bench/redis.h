@@ -4,7 +4,7 @@
 #ifndef T_BENCH_REDIS_H
 #define T_BENCH_REDIS_H
 
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 #include "t/bench/driver.h"
 #include "t/unit/redis_server.h"
 

@@ -6,7 +6,7 @@
 
 static bool seal_counts;
 #define LLM_REDIS_SEAL_HOLDS(holds) ((holds) || !seal_counts)
-#include "engine/cache/redis_value.c"
+#include "engine/cache/redis/value.c"
 
 #include "t/unit/redis_page.h"
 

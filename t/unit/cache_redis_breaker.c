@@ -1,7 +1,7 @@
 /* The breaker, and who has been forgotten: pure rules. */
 
-#include "engine/cache/redis_breaker.h"
-#include "engine/cache/redis_forget.h"
+#include "engine/cache/redis/breaker.h"
+#include "engine/cache/redis/forget.h"
 #include "t/unit/tap.h"
 
 static void opens_and_closes(void)

@@ -2,7 +2,7 @@
  * Worth most under the sanitizers. */
 
 #define LLM_REDIS_SEAL_HOLDS(holds) ((void) (holds), true)
-#include "engine/cache/redis_value.c"
+#include "engine/cache/redis/value.c"
 
 #include "t/unit/redis_mutate.h"
 #include "t/unit/tap.h"

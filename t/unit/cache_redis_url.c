@@ -1,6 +1,6 @@
 /* Where Redis is, as people write it. */
 
-#include "engine/cache/redis_url.h"
+#include "engine/cache/redis/url.h"
 #include "t/unit/tap.h"
 
 struct good {

@@ -5,7 +5,7 @@
 #ifndef T_UNIT_FAKE_REDIS_H
 #define T_UNIT_FAKE_REDIS_H
 
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 #ifndef T_UNIT_REDIS_HOSTILE_H
 #define T_UNIT_REDIS_HOSTILE_H
 
-#include "engine/cache/redis_reply.h"
+#include "engine/cache/redis/reply.h"
 #include "t/unit/redis_server.h"
 
 #include <errno.h>

@@ -3,7 +3,7 @@
 #ifndef T_UNIT_REDIS_PAGE_H
 #define T_UNIT_REDIS_PAGE_H
 
-#include "engine/cache/redis_value.h"
+#include "engine/cache/redis/value.h"
 
 #include <stdint.h>
 #include <stdio.h>

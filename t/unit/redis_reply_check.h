@@ -3,7 +3,7 @@
 #ifndef T_UNIT_REDIS_REPLY_CHECK_H
 #define T_UNIT_REDIS_REPLY_CHECK_H
 
-#include "engine/cache/redis_reply.h"
+#include "engine/cache/redis/reply.h"
 
 #include <hiredis/hiredis.h>
 

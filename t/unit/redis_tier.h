@@ -6,7 +6,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 #include "t/unit/redis_page.h"
 #include "t/unit/tap.h"
 

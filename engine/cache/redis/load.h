@@ -4,8 +4,8 @@
 #ifndef LLM_CACHE_REDIS_LOAD_H
 #define LLM_CACHE_REDIS_LOAD_H
 
-#include "engine/cache/redis_common.h"
-#include "engine/cache/redis_link.h"
+#include "engine/cache/redis/common.h"
+#include "engine/cache/redis/link.h"
 
 #define LLM_REDIS_RUNS 64 /* loads under way at most */
 

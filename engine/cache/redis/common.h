@@ -3,11 +3,11 @@
 #ifndef LLM_CACHE_REDIS_COMMON_H
 #define LLM_CACHE_REDIS_COMMON_H
 
-#include "engine/cache/redis.h"
-#include "engine/cache/redis_forget.h"
-#include "engine/cache/redis_place.h"
-#include "engine/cache/redis_ring.h"
-#include "engine/cache/redis_tenants.h"
+#include "engine/cache/redis/forget.h"
+#include "engine/cache/redis/place.h"
+#include "engine/cache/redis/redis.h"
+#include "engine/cache/redis/ring.h"
+#include "engine/cache/redis/tenants.h"
 
 /* Sums; whoever adds, anybody reads. */
 struct llm_redis_tally {

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_key.h"
+#include "engine/cache/redis/key.h"
 
 #include <endian.h>
 #include <inttypes.h>

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_value.h"
+#include "engine/cache/redis/value.h"
 #include "engine/model/finite.h"
 
 #include <endian.h>

@@ -9,8 +9,8 @@
 #ifndef LLM_CACHE_REDIS_SAVE_H
 #define LLM_CACHE_REDIS_SAVE_H
 
-#include "engine/cache/redis_common.h"
-#include "engine/cache/redis_link.h"
+#include "engine/cache/redis/common.h"
+#include "engine/cache/redis/link.h"
 
 #define LLM_REDIS_DELETES 256 /* names to be deleted; what is beyond is found again */
 

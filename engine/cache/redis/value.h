@@ -4,7 +4,7 @@
 #ifndef LLM_CACHE_REDIS_VALUE_H
 #define LLM_CACHE_REDIS_VALUE_H
 
-#include "engine/cache/redis_key.h"
+#include "engine/cache/redis/key.h"
 #include "engine/model/plane.h"
 
 #include <stdbool.h>

@@ -4,7 +4,7 @@
 #ifndef LLM_CACHE_REDIS_PLACE_H
 #define LLM_CACHE_REDIS_PLACE_H
 
-#include "engine/cache/redis_url.h"
+#include "engine/cache/redis/url.h"
 
 #include <stdbool.h>
 #include <sys/socket.h>

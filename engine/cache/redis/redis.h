@@ -8,8 +8,8 @@
  *
  * The model thread calls everything here but where said. */
 
-#ifndef LLM_CACHE_REDIS_H
-#define LLM_CACHE_REDIS_H
+#ifndef LLM_CACHE_REDIS_REDIS_H
+#define LLM_CACHE_REDIS_REDIS_H
 
 #include "engine/cache/digest.h"
 #include "engine/model/plane.h"

@@ -6,7 +6,7 @@
 #ifndef LLM_CACHE_REDIS_BREAKER_H
 #define LLM_CACHE_REDIS_BREAKER_H
 
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 
 #define LLM_BREAKER_LIMIT 3 /* failures in a row */
 #define LLM_BREAKER_FIRST_NS 50000000ull

@@ -9,9 +9,9 @@
 #define LLM_CACHE_REDIS_LINK_H
 
 #include "engine/base/buf.h"
-#include "engine/cache/redis_breaker.h"
-#include "engine/cache/redis_place.h"
-#include "engine/cache/redis_reply.h"
+#include "engine/cache/redis/breaker.h"
+#include "engine/cache/redis/place.h"
+#include "engine/cache/redis/reply.h"
 
 #include <hiredis/read.h>
 #include <poll.h>

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_forget.h"
+#include "engine/cache/redis/forget.h"
 
 #include <string.h>
 

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_tenants.h"
+#include "engine/cache/redis/tenants.h"
 
 #include <string.h>
 

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_breaker.h"
+#include "engine/cache/redis/breaker.h"
 
 enum llm_redis_breaker llm_breaker_state(const struct llm_breaker *b)
 {

@@ -1,8 +1,8 @@
-#include "engine/cache/redis_save.h"
+#include "engine/cache/redis/save.h"
 
 #include "engine/base/clock.h"
 #include "engine/base/memory.h"
-#include "engine/cache/redis_value.h"
+#include "engine/cache/redis/value.h"
 
 #include <inttypes.h>
 #include <stdio.h>

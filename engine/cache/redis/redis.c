@@ -1,10 +1,10 @@
-#include "engine/cache/redis.h"
+#include "engine/cache/redis/redis.h"
 
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "engine/cache/redis_load.h"
-#include "engine/cache/redis_save.h"
-#include "engine/cache/redis_value.h"
+#include "engine/cache/redis/load.h"
+#include "engine/cache/redis/save.h"
+#include "engine/cache/redis/value.h"
 
 #include <string.h>
 #include <sys/eventfd.h>

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_url.h"
+#include "engine/cache/redis/url.h"
 
 #include <ctype.h>
 #include <stdbool.h>

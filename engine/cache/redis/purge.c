@@ -1,9 +1,9 @@
-#include "engine/cache/redis_purge.h"
+#include "engine/cache/redis/purge.h"
 
 #include "engine/base/clock.h"
-#include "engine/cache/redis_key.h"
-#include "engine/cache/redis_reply.h"
-#include "engine/cache/redis_url.h"
+#include "engine/cache/redis/key.h"
+#include "engine/cache/redis/reply.h"
+#include "engine/cache/redis/url.h"
 
 #include <errno.h>
 #include <hiredis/hiredis.h>

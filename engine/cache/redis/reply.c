@@ -1,4 +1,4 @@
-#include "engine/cache/redis_reply.h"
+#include "engine/cache/redis/reply.h"
 
 void llm_reply_scan_start(struct llm_reply_scan *s, uint64_t max_bulk)
 {

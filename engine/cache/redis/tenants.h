@@ -4,8 +4,8 @@
 #ifndef LLM_CACHE_REDIS_TENANTS_H
 #define LLM_CACHE_REDIS_TENANTS_H
 
-#include "engine/cache/redis_forget.h"
-#include "engine/cache/redis_key.h"
+#include "engine/cache/redis/forget.h"
+#include "engine/cache/redis/key.h"
 
 #define LLM_REDIS_TENANTS 1024
 

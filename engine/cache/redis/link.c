@@ -1,4 +1,4 @@
-#include "engine/cache/redis_link.h"
+#include "engine/cache/redis/link.h"
 
 #include <errno.h>
 #include <hiredis/sds.h>

@@ -1,4 +1,4 @@
-#include "engine/cache/redis_place.h"
+#include "engine/cache/redis/place.h"
 
 #include <netdb.h>
 #include <pthread.h>
