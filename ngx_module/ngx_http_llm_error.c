@@ -113,6 +113,7 @@ ngx_http_llm_send_error(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error)
     /* the header filter adds what belongs to it */
 
     ctx->error = *error;
+    ctx->account.finish_reason = "error";
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
 
@@ -383,6 +384,10 @@ ngx_http_llm_header_filter(ngx_http_request_t *r)
 
     if (ctx == NULL) {
         return ngx_http_next_header_filter(r);
+    }
+
+    if (!ctx->answered && (r->err_status || r->error_page)) {
+        ctx->account.finish_reason = "error";
     }
 
     if (ngx_http_llm_add_headers(ctx, r->headers_out.status) != NGX_OK) {

@@ -213,6 +213,8 @@ typedef struct {
     uint32_t                     cached_tokens;
     uint32_t                     completion_tokens;
     uint32_t                     reasoning_tokens;
+    uint32_t                     drafted_tokens;
+    uint32_t                     accepted_tokens;
     uint64_t                     submitted;    /* CLOCK_MONOTONIC ns; 0: not */
     uint64_t                     first_token;  /* 0: none */
     uint64_t                     last_token;
@@ -339,11 +341,12 @@ ngx_int_t ngx_http_llm_prefix_variable(ngx_http_request_t *r,
 
 /*
  * A request that waits for something other than its client is in flight: it
- * has a timer, which keeps an exiting worker alive, a cleanup handler, and
- * notices that the client is gone.
+ * has a timer, which keeps an exiting worker alive, and notices that the
+ * client is gone.
  */
 ngx_int_t ngx_http_llm_begin(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_finalize(ngx_http_llm_ctx_t *ctx, ngx_int_t rc);
+void ngx_http_llm_cleanup(void *data);
 void ngx_http_llm_fail(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error);
 
 extern ngx_http_llm_error_t  ngx_http_llm_too_large;

@@ -26,7 +26,6 @@ static ngx_int_t ngx_http_llm_watch_connection(ngx_http_request_t *r,
     ngx_uint_t ignore_abort);
 static void ngx_http_llm_read_handler(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_client_left(ngx_http_request_t *r);
-static void ngx_http_llm_cleanup(void *data);
 static void ngx_http_llm_detach(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_timer_handler(ngx_event_t *ev);
 static ngx_uint_t ngx_http_llm_has_no_deadline(ngx_http_llm_ctx_t *ctx);
@@ -76,20 +75,11 @@ ngx_int_t
 ngx_http_llm_begin(ngx_http_llm_ctx_t *ctx)
 {
     ngx_http_request_t       *r;
-    ngx_http_cleanup_t       *cln;
     ngx_http_llm_loc_conf_t  *llcf;
 
     r = ctx->request;
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
-
-    cln = ngx_http_cleanup_add(r, 0);
-    if (cln == NULL) {
-        return NGX_ERROR;
-    }
-
-    cln->handler = ngx_http_llm_cleanup;
-    cln->data = ctx;
 
     ctx->in_flight = 1;
     ctx->begun = ngx_current_msec;
@@ -222,15 +212,20 @@ ngx_http_llm_client_left(ngx_http_request_t *r)
 }
 
 
-/* the request is being freed, or its client is gone */
+/* the request is being freed, or its client is gone; the log comes after it */
 
-static void
+void
 ngx_http_llm_cleanup(void *data)
 {
     ngx_http_llm_ctx_t *ctx = data;
 
     if (ctx->in_flight) {
         ngx_http_llm_detach(ctx);
+    }
+
+    if (ctx->route && ctx->route->kind && ctx->account.finish_reason == NULL) {
+        /* nobody has answered it */
+        ctx->account.finish_reason = "aborted";
     }
 }
 
@@ -258,6 +253,11 @@ void
 ngx_http_llm_finalize(ngx_http_llm_ctx_t *ctx, ngx_int_t rc)
 {
     ngx_http_llm_detach(ctx);
+
+    if (rc >= NGX_HTTP_INTERNAL_SERVER_ERROR) {
+        ctx->account.finish_reason = "error";
+    }
+
     ngx_http_finalize_request(ctx->request, rc);
 }
 
@@ -691,6 +691,8 @@ ngx_http_llm_finished(ngx_http_llm_ctx_t *ctx,
     account->cached_tokens = finished->cached_tokens;
     account->completion_tokens = finished->completion_tokens;
     account->reasoning_tokens = finished->reasoning_tokens;
+    account->drafted_tokens = finished->drafted_tokens;
+    account->accepted_tokens = finished->accepted_tokens;
     account->queue_time = finished->queue_ns;
 }
 

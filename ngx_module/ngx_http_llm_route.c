@@ -111,6 +111,7 @@ ngx_http_llm_create_ctx(ngx_http_request_t *r, ngx_http_llm_ctx_t **ctxp)
 {
     u_char               random[16];
     ngx_pool_cleanup_t  *cln;
+    ngx_http_cleanup_t  *end;
     ngx_http_llm_ctx_t  *ctx;
 
     cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_llm_ctx_t));
@@ -123,6 +124,14 @@ ngx_http_llm_create_ctx(ngx_http_request_t *r, ngx_http_llm_ctx_t **ctxp)
     ngx_memzero(ctx, sizeof(ngx_http_llm_ctx_t));
 
     cln->handler = ngx_http_llm_free_ctx;
+
+    end = ngx_http_cleanup_add(r, 0);
+    if (end == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    end->handler = ngx_http_llm_cleanup;
+    end->data = ctx;
 
     ctx->request = r;
     ctx->writer.pool = r->pool;

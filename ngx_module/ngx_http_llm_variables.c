@@ -12,6 +12,8 @@ static ngx_int_t ngx_http_llm_first_token_time_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_token_time_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_llm_mtp_acceptance_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_finish_reason_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_request_id_variable(ngx_http_request_t *r,
@@ -46,6 +48,9 @@ static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
     { ngx_string("llm_token_time"), NULL, ngx_http_llm_token_time_variable, 0,
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("llm_mtp_acceptance"), NULL,
+      ngx_http_llm_mtp_acceptance_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
     { ngx_string("llm_finish_reason"), NULL,
       ngx_http_llm_finish_reason_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
@@ -213,7 +218,9 @@ ngx_http_llm_token_time_variable(ngx_http_request_t *r,
 
     ctx = ngx_http_llm_get_ctx(r);
 
-    if (ctx == NULL || ctx->account.completion_tokens < 2) {
+    if (ctx == NULL || ctx->account.first_token == 0
+        || ctx->account.completion_tokens < 2)
+    {
         v->not_found = 1;
         return NGX_OK;
     }
@@ -223,6 +230,42 @@ ngx_http_llm_token_time_variable(ngx_http_request_t *r,
     return ngx_http_llm_time_variable(r, v,
                                   (account->last_token - account->first_token)
                                   / (account->completion_tokens - 1));
+}
+
+
+/* how much of what the draft model proposed the model itself would say */
+
+static ngx_int_t
+ngx_http_llm_mtp_acceptance_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    u_char                  *p;
+    uint64_t                 permille;
+    ngx_http_llm_ctx_t      *ctx;
+    ngx_http_llm_account_t  *account;
+
+    ctx = ngx_http_llm_get_ctx(r);
+
+    if (ctx == NULL || ctx->account.drafted_tokens == 0) {
+        v->not_found = 1;
+        return NGX_OK;
+    }
+
+    account = &ctx->account;
+
+    p = ngx_pnalloc(r->pool, NGX_INT64_LEN + 4);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    permille = 1000 * (uint64_t) account->accepted_tokens
+               / account->drafted_tokens;
+
+    return ngx_http_llm_set_variable(v, p,
+                                     ngx_sprintf(p, "%uL.%03uL",
+                                                 permille / 1000,
+                                                 permille % 1000)
+                                     - p);
 }
 
 

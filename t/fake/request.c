@@ -73,9 +73,14 @@ bool send_finished(struct request *q)
                                  .retry_after_ms = q->script.retry_ms,
                                  .prompt_tokens = q->script.prompt,
                                  .cached_tokens = q->script.cached,
-                                 .completion_tokens = q->sent};
+                                 .completion_tokens = q->script.completion,
+                                 .drafted_tokens = q->script.drafted,
+                                 .accepted_tokens = q->script.accepted};
     uint64_t now = fake_now();
 
+    if (f.completion_tokens == SCRIPT_NEVER) {
+        f.completion_tokens = q->sent;
+    }
     for (uint32_t i = 0; i < q->n_choices; i++) {
         uint32_t n = q->choices[i].sent;
 

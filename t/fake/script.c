@@ -102,6 +102,9 @@ static bool word(struct script *s, const char *name, const char *value, bool *kn
                    {"retry", &s->retry_ms},
                    {"prompt", &s->prompt},
                    {"cached", &s->cached},
+                   {"completion", &s->completion},
+                   {"drafted", &s->drafted},
+                   {"accepted", &s->accepted},
                    {"counted", &s->counted_ms},
                    {"first", &s->first_ms},
                    {"every", &s->every_ms},
@@ -157,7 +160,8 @@ static bool word(struct script *s, const char *name, const char *value, bool *kn
 void script_init(struct script *s)
 {
     *s = (struct script){
-        .tokens = SCRIPT_NEVER, .prompt = SCRIPT_NEVER, .finish = LLM_IPC_FINISH_STOP};
+        .tokens = SCRIPT_NEVER, .prompt = SCRIPT_NEVER, .completion = SCRIPT_NEVER,
+        .finish = LLM_IPC_FINISH_STOP};
 }
 
 unsigned script_parse(struct script *s, const char *text, size_t len)

@@ -24,6 +24,8 @@
  *                     lower case: status=context_length
  *   retry=MS          its retry_after_ms
  *   prompt=N cached=N the usage (the words of the script's text, 0)
+ *   completion=N      the same (the tokens that were sent)
+ *   drafted=N accepted=N   its part of speculation (0)
  *
  * When
  *   counted=MS        before COUNTED (0); counted=never leaves it out
@@ -57,7 +59,7 @@ struct script {
     char tool[64];
     uint32_t finish; /* enum llm_ipc_finish */
     uint32_t status; /* enum llm_ipc_status */
-    uint32_t retry_ms, prompt, cached;
+    uint32_t retry_ms, prompt, cached, completion, drafted, accepted;
     uint32_t counted_ms, first_ms, every_ms, end_ms, cancel_ms;
     uint32_t hang; /* enum script_hang */
     bool deadlines, no_credit;
