@@ -108,6 +108,14 @@ sub ask {
     return $nginx->post($uri, { prompt => $prompt, %more });
 }
 
+# Whether there is an engine again. (The line comes when the connection is closed.)
+sub works {
+    my $status = ask('tokens=1')->status;
+
+    line();
+    return $status == 200;
+}
+
 # The same in flight; what the engine then has.
 sub begin {
     my ($prompt, %more) = @_;
@@ -198,7 +206,7 @@ sleep 0.2;
 $c->close;
 logged('gone before there was an engine', 499, finish_reason => 'aborted');
 $engine->set('accept=normal');
-wait_until(5, sub { my $r = ask('tokens=1'); $r->complete; line(); $r->status == 200 });
+wait_until(5, \&works);
 
 # --- that failed ---
 
@@ -220,7 +228,7 @@ $c->response->event;
 $engine->drop;
 logged('an engine that dies', 200, %counted, completion_tokens => 1,
     first_token_seconds => $some);
-wait_until(5, sub { my $r = ask('tokens=1'); $r->complete; line(); $r->status == 200 });
+wait_until(5, \&works);
 
 # --- that were refused ---
 
