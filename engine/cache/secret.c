@@ -20,7 +20,8 @@ static int check_file(int fd, const char *path, struct llm_error *err)
     if (!S_ISREG(st.st_mode)) {
         return llm_fail(err, LLM_EINVAL, "%s: is not a regular file", path);
     }
-    /* root may let a group read it, or one user by an ACL, as systemd does with credentials */
+    /* Of another user's file, as root's, the group may read; its bits stand also for users that an
+     * ACL names, as their mask: so systemd hands out credentials. */
     forbidden = st.st_uid == geteuid() ? S_IRWXG | S_IRWXO : S_IWGRP | S_IXGRP | S_IRWXO;
     if ((st.st_mode & forbidden) != 0) {
         return llm_fail(err, LLM_EINVAL,

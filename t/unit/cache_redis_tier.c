@@ -263,13 +263,14 @@ static void forgets_a_tenant(struct tier *t)
 {
     struct llm_redis_arrival a;
     uint8_t owner[32];
-    uint64_t load, end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    uint64_t load, hits = llm_redis_counts(t->redis).hits, end;
     uint32_t n = 0;
     bool ended = false;
 
     tier_save_all(t, 3, 50);
+    end = llm_now_ns() + 10 * LLM_NS_PER_S;
     load = tier_ask(t, 3, 0, 50);
-    while (tier_missed(t, LLM_REDIS_STALE) == 0 && llm_redis_counts(t->redis).hits == 0) {
+    while (load != 0 && llm_redis_counts(t->redis).hits == hits && llm_now_ns() < end) {
         usleep(100);
     }
     usleep(20000); /* pages lie in the ring */
