@@ -178,6 +178,23 @@ is($redis->command('GET', $name), 'x', 'are left alone');
 $relay->set('before=' . unpack('H*', "+OK\r\n" x 4));
 purged('what is no answer to SCAN', 1, qr/what answers SCAN is no Redis/, 'anna', @relay);
 
+# one whose SCAN leads nowhere
+$relay->set('endless=1000');
+purged('a SCAN that comes round', 1, qr/Redis: SCAN goes round in circles/, 'anna', @relay);
+$relay->set('endless=1000000000');
+my $from = time;
+like(purged('a SCAN without an end', 1, qr/Redis: SCAN has not come to its end in 10 s/, 'anna',
+    @relay, '--timeout', 1), qr/^Redis: 0 pages deleted, not all$/m, 'and what was done');
+cmp_ok(time - $from, '<', 20, 'in so long');
+
+# what it knows does not end in a core file
+$relay->set('silent');
+my $waits = LLM::Process->start([ "$t->{build}/llm-engine", 'cache-purge', '--tenant', 'anna',
+    @relay ], log => $log, env => { $t->_sanitizer_env(1) });
+ok(wait_until(10, sub { slurp('/proc/' . $waits->pid . '/limits') =~
+    /^Max core file size +1 +1 /m }), 'it leaves no core file');
+$waits->kill;
+
 $relay->set('');
 purged('a good one', 0, qr/0 are left/, 'anna', @relay);
 $redis->stop;

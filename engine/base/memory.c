@@ -2,6 +2,16 @@
 
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+
+void llm_memory_no_core(void)
+{
+    /* 1 is less than any core file needs, and the one value that also keeps the kernel from piping
+     * a core to a handler */
+    const struct rlimit none = {.rlim_cur = 1, .rlim_max = 1};
+
+    setrlimit(RLIMIT_CORE, &none);
+}
 
 void *llm_memory_map(uint64_t bytes)
 {

@@ -3,6 +3,7 @@
 
 #include "engine/cmd/cmd.h"
 
+#include "engine/base/memory.h"
 #include "engine/base/option.h"
 #include "engine/cache/redis/purge.h"
 #include "engine/cache/secret.h"
@@ -219,9 +220,10 @@ int llm_cmd_cache_purge(int argc, char **argv)
 {
     struct options options = {.timeout = 10};
     struct llm_error err;
-    int status = LLM_EXIT_USAGE;
-    int rc = llm_options_parse(table, N_OPTIONS, &options, argc, argv, &err);
+    int status = LLM_EXIT_USAGE, rc;
 
+    llm_memory_no_core(); /* it is to read the secret file, and may have a password */
+    rc = llm_options_parse(table, N_OPTIONS, &options, argc, argv, &err);
     if (rc == LLM_OK && options.help) {
         print_help();
         status = LLM_EXIT_OK;

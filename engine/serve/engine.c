@@ -2,6 +2,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
+#include "engine/base/memory.h"
 #include "engine/serve/calls.h"
 #include "engine/serve/notify.h"
 
@@ -234,12 +235,9 @@ static void on_watchdog(struct llm_timer *t)
 
 static void settle_process(void)
 {
-    /* Prompts are in memory: no core dumps. 1 is less than any core file needs, and the one value
-     * that also keeps the kernel from piping a core to a handler. */
-    const struct rlimit no_core = {.rlim_cur = 1, .rlim_max = 1};
     struct rlimit files;
 
-    setrlimit(RLIMIT_CORE, &no_core);
+    llm_memory_no_core();
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max; /* a session has three */
         setrlimit(RLIMIT_NOFILE, &files);

@@ -18,7 +18,9 @@
 #include <sys/socket.h>
 
 #define LOOKS 10            /* at all keys, at most */
+#define PATIENCE 10         /* times what an answer may take: all looks and deletes together */
 #define SCAN_COUNT "256"    /* keys that a SCAN looks at */
+#define CURSOR_MAX 24       /* 64 bits in decimal, terminated */
 #define MAX_BULK (1u << 20) /* bytes of all strings of a reply: names, and error texts */
 
 struct llm_redis_purge {
@@ -286,12 +288,32 @@ static int delete_names(const struct llm_redis_purge *p, const redisReply *names
     return rc;
 }
 
+/* Where a SCAN has come by. */
+struct trail {
+    uint64_t n; /* cursors so far */
+    char kept[CURSOR_MAX]; /* the last one of those whose number is a power of two */
+};
+
+/* Whether it has been there before, which it will notice on its second round (Brent's algorithm). */
+static bool comes_round(struct trail *t, const char *cursor)
+{
+    if (t->n > 0 && strcmp(cursor, t->kept) == 0) {
+        return true;
+    }
+    t->n++;
+    if ((t->n & (t->n - 1)) == 0) {
+        snprintf(t->kept, sizeof(t->kept), "%s", cursor);
+    }
+    return false;
+}
+
 /* A look at all keys: SCAN finds all that are there from its beginning to its end. */
-static int look(const struct llm_redis_purge *p, struct llm_redis_purged *done,
+static int look(const struct llm_redis_purge *p, uint64_t until, struct llm_redis_purged *done,
                 struct llm_error *err)
 {
-    char pattern[LLM_REDIS_NAME_MAX], cursor[24] = "0";
+    char pattern[LLM_REDIS_NAME_MAX], cursor[CURSOR_MAX] = "0";
     const char *scan[] = {"SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT};
+    struct trail trail = {0};
     redisReply *reply;
     int rc;
 
@@ -310,17 +332,25 @@ static int look(const struct llm_redis_purge *p, struct llm_redis_purged *done,
             rc = delete_names(p, reply->element[1], &done->deleted, err);
         }
         freeReplyObject(reply);
-    } while (rc == LLM_OK && strcmp(cursor, "0") != 0);
-    return rc;
+        if (rc != LLM_OK || strcmp(cursor, "0") == 0) {
+            return rc;
+        }
+        if (comes_round(&trail, cursor)) {
+            return llm_fail(err, LLM_EIO, "Redis: SCAN goes round in circles");
+        }
+    } while (llm_now_ns() < until);
+    return llm_fail(err, LLM_EIO, "Redis: SCAN has not come to its end in %" PRIu64 " s",
+                    (uint64_t) p->timeout_ms * PATIENCE / 1000);
 }
 
 int llm_redis_purge_delete(struct llm_redis_purge *p, struct llm_redis_purged *done,
                            struct llm_error *err)
 {
-    *done = (struct llm_redis_purged){0};
+    uint64_t until = llm_now_ns() + p->timeout_ms * LLM_NS_PER_MS * PATIENCE;
 
+    *done = (struct llm_redis_purged){0};
     for (int i = 0; i < LOOKS; i++) {
-        int rc = look(p, done, err);
+        int rc = look(p, until, done, err);
 
         if (rc != LLM_OK || done->left == 0) {
             return rc;

@@ -26,7 +26,8 @@ struct llm_redis_purged {
 };
 
 /* Deletes the tenant's pages of every epoch, and looks again, until there is none or an engine that
- * has not heard of the purge keeps writing. LLM_EIO: *done is what was done until then. */
+ * has not heard of the purge keeps writing. LLM_EIO, also where that takes longer than ten answers
+ * may, or Redis's SCAN leads nowhere: *done is what was done until then. */
 int llm_redis_purge_delete(struct llm_redis_purge *p, struct llm_redis_purged *done,
                            struct llm_error *err);
 
