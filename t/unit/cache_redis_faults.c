@@ -1,5 +1,6 @@
 /* What happens to a real redis-server, and to what lies in it: counted misses, and no more. */
 
+#include "engine/cache/redis/breaker.h"
 #include "t/unit/redis_server.h"
 #include "t/unit/redis_tier.h"
 
@@ -286,6 +287,59 @@ static void who_may(struct server *s, struct tier *t)
     is_refused(t, url, "a user that may not GET");
 }
 
+/* What somebody has put under a name that connections once asked for keeps nobody out. */
+static void is_greeted(struct server *s, struct tier *t)
+{
+    static const char *const hello[] = {"SET llm1:hello %0100d", "LPUSH llm1:hello %d"};
+
+    for (int i = 0; i < 2; i++) {
+        struct tier other = {.layout = t->layout};
+        struct llm_redis_options options = tier_options(&other, s->url);
+
+        freeReplyObject(server_do(s, "DEL llm1:hello"));
+        freeReplyObject(server_do(s, hello[i], 1));
+        tier_open(&other, &options);
+        ok(tier_up(&other), "%.*s: no matter", 15, hello[i]);
+        is_int(llm_redis_counts(other.redis).drops, 0, "the first connection is good");
+        llm_redis_close(other.redis);
+    }
+}
+
+static bool has_lost(struct tier *t, uint64_t n)
+{
+    return llm_redis_counts(t->redis).drops >= n;
+}
+
+/* Redis closes what nobody uses: that is no failure. */
+static void is_left_alone(struct server *s, struct tier *t)
+{
+    uint64_t end = llm_now_ns() + 20 * LLM_NS_PER_S;
+    struct tier other = {.layout = t->layout};
+    struct llm_redis_options options = tier_options(&other, s->url);
+    bool good = true;
+
+    freeReplyObject(server_do(s, "CONFIG SET timeout 1"));
+    tier_open(&other, &options);
+    need(tier_up(&other), "no tier");
+    while (!has_lost(&other, 2 * (LLM_BREAKER_LIMIT + 1)) && llm_now_ns() < end) {
+        good = good && is_closed(&other);
+        freeReplyObject(server_do(s, "PING"));
+        usleep(10000);
+    }
+    ok(has_lost(&other, 2 * (LLM_BREAKER_LIMIT + 1)), "both connections are closed many times");
+    ok(good, "no breaker opens");
+    ok(well(&other), "pages are saved and found at once");
+    freeReplyObject(server_do(s, "CONFIG SET timeout 0"));
+
+    for (int i = 0; i < LLM_BREAKER_LIMIT && is_closed(&other); i++) {
+        need(tier_up(&other), "no tier");
+        freeReplyObject(server_do(s, "CLIENT KILL USER llm-engine"));
+        usleep(20000);
+    }
+    ok(tier_wait(is_open, &other, 1000), "but who hangs up again and again is left alone");
+    llm_redis_close(other.redis);
+}
+
 static void by_tcp(struct server *s, struct tier *t)
 {
     static const char *const hosts[] = {"127.0.0.1", "localhost"};
@@ -331,6 +385,8 @@ int main(void)
     holds_rubbish(&s, &t);
     holds_a_long_epoch(&s, &t);
     who_may(&s, &t);
+    is_greeted(&s, &t);
+    is_left_alone(&s, &t);
     by_tcp(&s, &t);
     llm_redis_close(t.redis);
     server_stop(&s);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <hiredis/sds.h>
+#include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -194,12 +195,25 @@ static void ask_greeting(struct llm_redis_link *l, const char *const *words, uin
     llm_redis_link_ask(l, &asked, words, n_words, NULL, 0);
 }
 
+/* A name that nobody has given to anything: what stands under one that others know may be of any
+ * kind, and of any length. */
+static bool unheard_of(char name[64])
+{
+    uint64_t random[2];
+
+    if (getrandom(random, sizeof(random), GRND_NONBLOCK) != sizeof(random)) {
+        return false;
+    }
+    snprintf(name, 64, "llm1:hello:%016" PRIx64 "%016" PRIx64, random[0], random[1]);
+    return true;
+}
+
 /* Says who we are, and asks for something: a server that is loading, or does not know us, says so
  * now. */
 static enum llm_redis_miss greet(struct llm_redis_link *l, uint64_t now)
 {
     const struct llm_redis_url *url = l->place->url;
-    char db[16];
+    char db[16], name[64];
 
     l->reader = redisReaderCreateWithFunctions(&functions);
     if (l->reader != NULL) {
@@ -210,6 +224,10 @@ static enum llm_redis_miss greet(struct llm_redis_link *l, uint64_t now)
     }
     if (l->reader == NULL || sdsavail(l->reader->buf) < l->room + READ_AHEAD) {
         llm_redis_link_fail(l, now, "out of memory");
+        return LLM_REDIS_DOWN;
+    }
+    if (!unheard_of(name)) {
+        llm_redis_link_fail(l, now, "no random numbers are to be had");
         return LLM_REDIS_DOWN;
     }
 
@@ -223,7 +241,7 @@ static enum llm_redis_miss greet(struct llm_redis_link *l, uint64_t now)
         snprintf(db, sizeof(db), "%u", url->db);
         ask_greeting(l, (const char *[]){"SELECT", db}, 2);
     }
-    ask_greeting(l, (const char *[]){"GET", "llm1:hello"}, 2);
+    ask_greeting(l, (const char *[]){"GET", name}, 2);
     llm_reply_scan_start(&l->scan, oldest(l)->max_bulk);
     return LLM_LINK_FINE;
 }
@@ -397,6 +415,14 @@ static size_t read_size(const struct llm_redis_link *l)
     return l->first_asked != l->next_asked && needs > 1 ? (size_t) needs : READ_AHEAD;
 }
 
+/* Nobody uses the connection: who hangs up now may well be there for the next one. But not one that
+ * was had a moment ago, lest it go on like that. */
+static bool is_idle(const struct llm_redis_link *l, uint64_t now)
+{
+    return l->state == LLM_LINK_UP && l->first_asked == l->next_asked
+           && now - l->heard_ns >= LLM_LINK_IDLE_NS;
+}
+
 static enum llm_redis_miss receive(struct llm_redis_link *l, uint64_t now)
 {
     redisReader *reader = l->reader;
@@ -416,10 +442,15 @@ static enum llm_redis_miss receive(struct llm_redis_link *l, uint64_t now)
         if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
             return LLM_LINK_FINE;
         }
+        if (n <= 0 && is_idle(l, now)) {
+            llm_redis_link_drop(l);
+            return LLM_LINK_FINE;
+        }
         if (n <= 0) {
             llm_redis_link_fail(l, now, n < 0 ? strerror(errno) : "it closed the connection");
             return LLM_REDIS_DOWN;
         }
+        l->heard_ns = now;
         sdsIncrLen(buf, (int) n);
         reader->len += (size_t) n;
         l->unscanned += (size_t) n;

@@ -22,6 +22,10 @@
 /* From the connection's beginning to its first answer. */
 #define LLM_LINK_GREETING_NS 1000000000ull
 
+/* After so long without a word a connection is idle: Redis may close it (`timeout`), which is no
+ * failure. A second is the least that it can be told. */
+#define LLM_LINK_IDLE_NS 1000000000ull
+
 /* No fault; else the reason of the misses that it causes. */
 #define LLM_LINK_FINE LLM_REDIS_N_MISSES
 
@@ -65,7 +69,8 @@ struct llm_redis_link {
     enum llm_redis_link_state state;
     struct llm_breaker breaker;
     uint32_t address; /* which of the place's is tried */
-    uint64_t limit;   /* ns: of connecting and greeting */
+    uint64_t limit;    /* ns: of connecting and greeting */
+    uint64_t heard_ns; /* when something came last */
     char why[80];     /* of the last fault, for the log */
     struct llm_redis_asked faulty; /* what was answered wrongly; who: NULL where it was nothing */
     uint64_t connects, drops;
