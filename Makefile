@@ -53,7 +53,7 @@ NEEDS_serve = sched cache text backend kernels model ipc base
 
 # the module's files that know no nginx
 ROOMS += params
-SRCS_params = $(patsubst %,ngx_module/ngx_http_llm_%.c,json params fields lists prompt cursor lead)
+SRCS_params = $(patsubst %,ngx_module/ngx_http_llm_%.c,json params fields lists prompt cursor lead keyline)
 NEEDS_params = ipc
 
 LIBS_ipc = -lcrypto

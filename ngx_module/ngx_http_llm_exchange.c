@@ -145,11 +145,12 @@ ngx_int_t
 ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
     ngx_http_llm_ctx_t *ctx)
 {
-    uint32_t                  i;
-    ngx_http_llm_slot_t      *slot;
-    struct llm_ipc_submit    *head;
-    ngx_http_llm_account_t   *account;
-    ngx_http_llm_loc_conf_t  *llcf;
+    uint32_t                   i;
+    ngx_http_llm_slot_t       *slot;
+    struct llm_ipc_submit     *head;
+    ngx_http_llm_account_t    *account;
+    ngx_http_llm_loc_conf_t   *llcf;
+    const ngx_http_llm_key_t  *key;
 
     i = engine->free;
 
@@ -167,6 +168,15 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
     head = (struct llm_ipc_submit *) ctx->params.payload;
 
     SHA256(account->tenant.data, account->tenant.len, head->tenant);
+
+    key = ctx->identity.key;
+
+    if (key) {
+        ngx_memcpy(head->key_id, key->said.digest, sizeof(head->key_id));
+        head->max_queued = key->said.max_queued;
+        head->max_running = key->said.max_running;
+        head->max_pages = key->said.max_pages;
+    }
 
     head->scope = llcf->cache_scope;
     head->weight = ctx->weight;

@@ -13,11 +13,11 @@ static void ngx_http_llm_resume_answer(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx);
 static ngx_http_llm_error_t *ngx_http_llm_unlisted(ngx_array_t *models,
     ngx_str_t *name);
-static void ngx_http_llm_put_model(ngx_http_llm_writer_t *w,
+static void ngx_http_llm_put_model(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_model_t *model, ngx_str_t *only, ngx_uint_t *n);
 static ngx_uint_t ngx_http_llm_was_named(struct llm_ipc_state *state,
     uint32_t i);
-static void ngx_http_llm_put_name(ngx_http_llm_writer_t *w, ngx_str_t *name,
+static void ngx_http_llm_put_name(ngx_http_llm_ctx_t *ctx, ngx_str_t *name,
     uint64_t created, ngx_str_t *only, ngx_uint_t *n);
 static ngx_int_t ngx_http_llm_send_health(ngx_http_llm_ctx_t *ctx);
 
@@ -144,6 +144,10 @@ ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx)
     only = ctx->rest.len ? &ctx->rest : NULL;
     n = 0;
 
+    if (only && !ngx_http_llm_key_allows(ctx->identity.key, only)) {
+        return ngx_http_llm_send_error(ctx, &ngx_http_llm_no_such_model);
+    }
+
     if (only == NULL) {
         ngx_http_llm_put_text(w, "{\"object\":\"list\",\"data\":[");
     }
@@ -151,7 +155,7 @@ ngx_http_llm_send_models(ngx_http_llm_ctx_t *ctx)
     model = llcf->models->elts;
 
     for (i = 0; i < llcf->models->nelts; i++) {
-        ngx_http_llm_put_model(w, &model[i], only, &n);
+        ngx_http_llm_put_model(ctx, &model[i], only, &n);
     }
 
     if (only == NULL) {
@@ -192,7 +196,7 @@ ngx_http_llm_unlisted(ngx_array_t *models, ngx_str_t *name)
 /* all names of the model, or only that one; n counts what was written */
 
 static void
-ngx_http_llm_put_model(ngx_http_llm_writer_t *w, ngx_http_llm_model_t *model,
+ngx_http_llm_put_model(ngx_http_llm_ctx_t *ctx, ngx_http_llm_model_t *model,
     ngx_str_t *only, ngx_uint_t *n)
 {
     uint32_t                i;
@@ -210,7 +214,7 @@ ngx_http_llm_put_model(ngx_http_llm_writer_t *w, ngx_http_llm_model_t *model,
     llm_ipc_state_read(&engine->session, &state);
 
     if (model->name.len) {
-        ngx_http_llm_put_name(w, &model->name, state.start_time, only, n);
+        ngx_http_llm_put_name(ctx, &model->name, state.start_time, only, n);
         return;
     }
 
@@ -221,7 +225,7 @@ ngx_http_llm_put_model(ngx_http_llm_writer_t *w, ngx_http_llm_model_t *model,
         if (llm_ipc_utf8_valid(name.data, name.len)
             && !ngx_http_llm_was_named(&state, i))
         {
-            ngx_http_llm_put_name(w, &name, state.start_time, only, n);
+            ngx_http_llm_put_name(ctx, &name, state.start_time, only, n);
         }
     }
 }
@@ -245,14 +249,22 @@ ngx_http_llm_was_named(struct llm_ipc_state *state, uint32_t i)
 
 
 static void
-ngx_http_llm_put_name(ngx_http_llm_writer_t *w, ngx_str_t *name,
+ngx_http_llm_put_name(ngx_http_llm_ctx_t *ctx, ngx_str_t *name,
     uint64_t created, ngx_str_t *only, ngx_uint_t *n)
 {
+    ngx_http_llm_writer_t  *w;
+
     if (only && (only->len != name->len
                  || ngx_memcmp(only->data, name->data, name->len) != 0))
     {
         return;
     }
+
+    if (!ngx_http_llm_key_allows(ctx->identity.key, name)) {
+        return;
+    }
+
+    w = &ctx->writer;
 
     if ((*n)++) {
         ngx_http_llm_put_text(w, ",");

@@ -21,6 +21,8 @@ static ngx_http_llm_model_t *ngx_http_llm_add_model(ngx_conf_t *cf,
 static char *ngx_http_llm_add_engine(ngx_conf_t *cf,
     ngx_http_llm_model_t *model, ngx_str_t *name);
 
+static char *ngx_http_llm_tenant(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_llm_weight(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_llm_positive(ngx_conf_t *cf, void *post, void *data);
@@ -68,9 +70,16 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       0,
       NULL },
 
+    { ngx_string("llm_keys"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_keys,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
     { ngx_string("llm_tenant"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
-      ngx_http_set_complex_value_slot,
+      ngx_http_llm_tenant,
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_llm_loc_conf_t, tenant),
       NULL },
@@ -218,6 +227,13 @@ ngx_http_llm_create_main_conf(ngx_conf_t *cf)
         return NULL;
     }
 
+    if (ngx_array_init(&conf->keys, cf->pool, 2,
+                       sizeof(ngx_http_llm_keys_t *))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
     return conf;
 }
 
@@ -236,6 +252,7 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
      * set by ngx_pcalloc():
      *
      *     conf->models = NULL;
+     *     conf->keys = NULL;
      *     conf->tenant = NULL;
      *     conf->weight = NULL;
      *     conf->serves = 0;
@@ -270,7 +287,8 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         conf->models = prev->models;
     }
 
-    if (conf->tenant == NULL) {
+    if (conf->keys == NULL && conf->tenant == NULL) {
+        conf->keys = prev->keys;
         conf->tenant = prev->tenant;
     }
 
@@ -341,10 +359,13 @@ ngx_http_llm_check_location(ngx_conf_t *cf, ngx_http_llm_loc_conf_t *conf)
         return NGX_CONF_ERROR;
     }
 
-    if (conf->tenant == NULL && !ngx_http_llm_names_health(&clcf->name)) {
+    if (conf->keys == NULL && conf->tenant == NULL
+        && !ngx_http_llm_names_health(&clcf->name))
+    {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
                       "location \"%V\" would serve everybody: no "
-                      "\"llm_tenant\" for the endpoint in %s:%ui",
+                      "\"llm_keys\" or \"llm_tenant\" for the endpoint in "
+                      "%s:%ui",
                       &clcf->name, conf->file, conf->line);
         return NGX_CONF_ERROR;
     }
@@ -645,6 +666,19 @@ ngx_http_llm_add_engine(ngx_conf_t *cf, ngx_http_llm_model_t *model,
     *push = engine;
 
     return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_llm_tenant(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_llm_loc_conf_t *llcf = conf;
+
+    if (llcf->keys) {
+        return "conflicts with \"llm_keys\" of this level";
+    }
+
+    return ngx_http_set_complex_value_slot(cf, cmd, conf);
 }
 
 

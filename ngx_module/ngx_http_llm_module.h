@@ -3,6 +3,8 @@
  * One request's way through these files:
  *
  *   route.c     the content handler: route, method, tenant
+ *   auth.c      whose request it is, by its key or by llm_tenant
+ *   keys.c      the files of keys, line by line with keyline.c
  *   body.c      reads the body, has it parsed by params.c
  *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
  *   prefix.c    $llm_prefix, of what lead.c finds in a body with cursor.c
@@ -30,6 +32,7 @@
 
 #include "engine/ipc/record.h"
 #include "ngx_module/ngx_http_llm_json.h"
+#include "ngx_module/ngx_http_llm_keyline.h"
 #include "ngx_module/ngx_http_llm_params.h"
 
 
@@ -55,11 +58,29 @@ typedef ngx_int_t (*ngx_http_llm_state_answer_pt)(ngx_http_llm_ctx_t *ctx);
 
 
 /*
+ * Keys: a file of them
+ */
+
+typedef struct {
+    ngx_http_llm_keyline_t       said;
+    uint32_t                     line;
+} ngx_http_llm_key_t;
+
+
+typedef struct {
+    ngx_str_t                    file;
+    ngx_http_llm_key_t          *elts;     /* by digest */
+    ngx_uint_t                   nelts;
+} ngx_http_llm_keys_t;
+
+
+/*
  * Configuration
  */
 
 typedef struct {
     ngx_array_t                  engines;  /* of ngx_http_llm_engine_t * */
+    ngx_array_t                  keys;     /* of ngx_http_llm_keys_t * */
 
     /* of this worker */
     ngx_msec_t                   exiting;  /* since when; 0: it is not */
@@ -77,6 +98,7 @@ typedef struct {
 typedef struct {
     ngx_array_t                 *models;   /* of ngx_http_llm_model_t */
 
+    ngx_http_llm_keys_t         *keys;     /* or tenant, or nobody may ask */
     ngx_http_complex_value_t    *tenant;
     ngx_http_complex_value_t    *weight;
     ngx_uint_t                   cache_scope;  /* enum llm_ipc_scope */
@@ -188,6 +210,16 @@ typedef struct {
 } ngx_http_llm_error_t;
 
 
+/* whose request it is */
+
+typedef struct {
+    ngx_str_t                    tenant;
+    const ngx_http_llm_key_t    *key;        /* NULL: llm_tenant says it */
+    ngx_http_llm_error_t        *error;      /* NULL, or why it is nobody's */
+    const ngx_http_llm_keys_t   *keys;       /* where the key was looked up */
+} ngx_http_llm_identity_t;
+
+
 /*
  * Requests
  */
@@ -252,6 +284,7 @@ struct ngx_http_llm_ctx_s {
     ngx_http_request_t          *request;
     const ngx_http_llm_route_t  *route;
     ngx_str_t                    rest;       /* of the URI behind its name */
+    ngx_http_llm_identity_t      identity;
     ngx_http_llm_account_t       account;
     u_char                       id[NGX_HTTP_LLM_ID_LEN];
     ngx_http_event_handler_pt    read_body;  /* the core's handler */
@@ -316,6 +349,30 @@ ngx_uint_t ngx_http_llm_names_health(ngx_str_t *location);
 
 /* of llm_weight; 0: it is none */
 uint32_t ngx_http_llm_parse_weight(ngx_str_t *value);
+
+
+/* ngx_http_llm_auth.c */
+
+/*
+ * May be asked in any phase, and for any location that has llm_keys or
+ * llm_tenant.  NGX_OK; NGX_DECLINED: nobody's, with who->error; NGX_ERROR.
+ */
+ngx_int_t ngx_http_llm_authenticate(ngx_http_request_t *r,
+    ngx_http_llm_identity_t *who);
+
+
+/* ngx_http_llm_keys.c */
+
+/* handler of the directive */
+char *ngx_http_llm_keys(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+/* NULL: there is none */
+const ngx_http_llm_key_t *ngx_http_llm_find_key(
+    const ngx_http_llm_keys_t *keys, const u_char *digest);
+
+/* without a key (NULL) everything is allowed */
+ngx_uint_t ngx_http_llm_key_allows(const ngx_http_llm_key_t *key,
+    ngx_str_t *model);
 
 
 /* ngx_http_llm_body.c */

@@ -27,7 +27,8 @@ ngx_http_llm_prefix_variable(ngx_http_request_t *r,
     u_char                    digest[SHA256_DIGEST_LENGTH];
     u_char                    prefix[LLM_IPC_PREFIX_SIZE];
     ngx_int_t                 rc;
-    ngx_str_t                 text, tenant;
+    ngx_str_t                 text;
+    ngx_http_llm_identity_t   who;
     ngx_http_llm_loc_conf_t  *llcf;
 
     v->len = 0;
@@ -46,20 +47,16 @@ ngx_http_llm_prefix_variable(ngx_http_request_t *r,
         return (rc == NGX_DECLINED) ? NGX_OK : NGX_ERROR;
     }
 
-    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
-
-    ngx_str_null(&tenant);
-
-    if (llcf->tenant
-        && ngx_http_complex_value(r, llcf->tenant, &tenant) != NGX_OK)
-    {
+    if (ngx_http_llm_authenticate(r, &who) == NGX_ERROR) {
         return NGX_ERROR;
     }
 
     /* where everybody shares everybody's prefixes */
 
+    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
+
     if (llcf->cache_scope == LLM_IPC_SCOPE_PUBLIC) {
-        ngx_str_set(&tenant, "*public*");
+        ngx_str_set(&who.tenant, "*public*");
     }
 
     p = ngx_pnalloc(r->pool, 2 * sizeof(prefix));
@@ -67,7 +64,7 @@ ngx_http_llm_prefix_variable(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    SHA256(tenant.data, tenant.len, digest);
+    SHA256(who.tenant.data, who.tenant.len, digest);
     llm_ipc_prefix(digest, text.data, text.len, prefix);
 
     v->data = p;

@@ -518,7 +518,10 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
             return;
         }
 
-        if (ngx_http_llm_choose_model(ctx, model, engine) != NGX_OK) {
+        if (ngx_http_llm_choose_model(ctx, model, engine) != NGX_OK
+            || !ngx_http_llm_key_allows(ctx->identity.key,
+                                        &ctx->account.model))
+        {
             ngx_http_llm_fail(ctx, &ngx_http_llm_no_such_model);
             return;
         }

@@ -10,7 +10,6 @@
 static void ngx_http_llm_free_ctx(void *data);
 static const ngx_http_llm_route_t *ngx_http_llm_find_route(
     ngx_http_request_t *r, ngx_str_t *rest);
-static ngx_int_t ngx_http_llm_set_tenant(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx);
 
 
@@ -46,10 +45,6 @@ static ngx_http_llm_error_t  ngx_http_llm_wrong_method = {
     NGX_HTTP_NOT_ALLOWED, "method_not_supported", NULL, NULL, 0
 };
 
-static ngx_http_llm_error_t  ngx_http_llm_no_tenant = {
-    NGX_HTTP_UNAUTHORIZED, "invalid_api_key", NULL, NULL, 0
-};
-
 
 ngx_int_t
 ngx_http_llm_handler(ngx_http_request_t *r)
@@ -64,10 +59,16 @@ ngx_http_llm_handler(ngx_http_request_t *r)
         return NGX_HTTP_FORBIDDEN;
     }
 
-    rc = ngx_http_llm_create_ctx(r, &ctx);
+    /* an earlier phase may have asked whose it is */
 
-    if (rc != NGX_OK) {
-        return rc;
+    ctx = ngx_http_get_module_ctx(r, ngx_http_llm_module);
+
+    if (ctx == NULL) {
+        rc = ngx_http_llm_create_ctx(r, &ctx);
+
+        if (rc != NGX_OK) {
+            return rc;
+        }
     }
 
     /* what a client asked to be unmodified is no file */
@@ -87,15 +88,17 @@ ngx_http_llm_handler(ngx_http_request_t *r)
     }
 
     if (!route->open) {
-        rc = ngx_http_llm_set_tenant(ctx);
+        rc = ngx_http_llm_authenticate(r, &ctx->identity);
 
         if (rc == NGX_DECLINED) {
-            return ngx_http_llm_send_error(ctx, &ngx_http_llm_no_tenant);
+            return ngx_http_llm_send_error(ctx, ctx->identity.error);
         }
 
         if (rc != NGX_OK) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
+
+        ctx->account.tenant = ctx->identity.tenant;
     }
 
     if (route->kind && ngx_http_llm_set_weight(ctx) != NGX_OK) {
@@ -267,54 +270,6 @@ ngx_http_llm_find_route(ngx_http_request_t *r, ngx_str_t *rest)
 }
 
 
-/* NGX_DECLINED: nobody, or nobody who may be */
-
-static ngx_int_t
-ngx_http_llm_set_tenant(ngx_http_llm_ctx_t *ctx)
-{
-    ngx_str_t                 tenant;
-    ngx_http_request_t       *r;
-    ngx_http_llm_loc_conf_t  *llcf;
-
-    r = ctx->request;
-
-    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
-
-    if (llcf->tenant == NULL) {
-        return NGX_DECLINED;
-    }
-
-    if (ngx_http_complex_value(r, llcf->tenant, &tenant) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    if (tenant.len == 0) {
-        return NGX_DECLINED;
-    }
-
-    /* whose pages everybody may read */
-
-    if (tenant.len == sizeof("*public*") - 1
-        && ngx_memcmp(tenant.data, "*public*", tenant.len) == 0)
-    {
-        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                      "the value of \"llm_tenant\" is a reserved name");
-        return NGX_DECLINED;
-    }
-
-    if (tenant.len > LLM_IPC_MAX_TENANT) {
-        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                      "the value of \"llm_tenant\" is longer than %d bytes",
-                      LLM_IPC_MAX_TENANT);
-        return NGX_DECLINED;
-    }
-
-    ctx->account.tenant = tenant;
-
-    return NGX_OK;
-}
-
-
 /* a request is worth its answer also where a map names no good weight */
 
 static ngx_int_t
@@ -327,6 +282,11 @@ ngx_http_llm_set_weight(ngx_http_llm_ctx_t *ctx)
     r = ctx->request;
 
     llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
+
+    if (ctx->identity.key && ctx->identity.key->said.weight) {
+        ctx->weight = ctx->identity.key->said.weight;
+        return NGX_OK;
+    }
 
     ctx->weight = 1;
 

@@ -2,6 +2,8 @@
 #include "ngx_module/ngx_http_llm_module.h"
 
 
+static ngx_int_t ngx_http_llm_tenant_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_string_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_tokens_variable(ngx_http_request_t *r,
@@ -27,7 +29,7 @@ static ngx_int_t ngx_http_llm_request_id_variable(ngx_http_request_t *r,
 
 static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
-    NGX_HTTP_LLM_VARIABLE("llm_tenant", ngx_http_llm_string_variable, tenant),
+    NGX_HTTP_LLM_VARIABLE("llm_tenant", ngx_http_llm_tenant_variable, tenant),
     NGX_HTTP_LLM_VARIABLE("llm_model", ngx_http_llm_string_variable, model),
 
     NGX_HTTP_LLM_VARIABLE("llm_prompt_tokens", ngx_http_llm_tokens_variable,
@@ -97,6 +99,38 @@ ngx_http_llm_set_variable(ngx_http_variable_value_t *v, u_char *data,
     v->not_found = 0;
 
     return NGX_OK;
+}
+
+
+/*
+ * Before the request is served, whoever its location says it is: what limits
+ * it may go by that.  Where an error_page has led to a location that says
+ * nothing, the one whom the first location served.
+ */
+
+static ngx_int_t
+ngx_http_llm_tenant_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    ngx_http_llm_ctx_t       *ctx;
+    ngx_http_llm_identity_t   who;
+
+    ctx = ngx_http_get_module_ctx(r->main, ngx_http_llm_module);
+
+    if (ctx == NULL || ctx->account.tenant.len == 0) {
+
+        switch (ngx_http_llm_authenticate(r, &who)) {
+
+        case NGX_OK:
+            return ngx_http_llm_set_variable(v, who.tenant.data,
+                                             who.tenant.len);
+
+        case NGX_ERROR:
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_llm_string_variable(r, v, data);
 }
 
 

@@ -32,7 +32,7 @@ sub refused {
 
 # who may ask
 
-refused('no tenant', qr/no "llm_tenant" for the endpoint/, qr/llm_pass/,
+refused('no tenant', qr/no "llm_keys" or "llm_tenant" for the endpoint/, qr/llm_pass/,
     pass => 'llm_pass unix:%%SOCK%%;');
 refused('no tenant for llm_model', qr/location "\/v1\/" would serve everybody/, qr/llm_model m/,
     pass => 'llm_model m unix:%%SOCK%%;');

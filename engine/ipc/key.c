@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define PREFIX_LENGTH (sizeof(LLM_IPC_KEY_PREFIX) - 1)
-#define CODED (LLM_IPC_KEY_SECRET + 4) /* bytes in base32: the last character has two bits of none */
+#define CODED (LLM_IPC_KEY_SECRET + 4) /* bytes in base32; the last character has 3 bits of them */
 
 /* By nibbles, lowest first: small, and fast enough for 32 bytes. */
 static uint32_t crc32_of(const uint8_t *data, size_t len)
