@@ -468,6 +468,11 @@ static bool bring_in(struct llm_cache *c, uint32_t e, uint64_t now)
     return true;
 }
 
+static bool is_pending(const struct llm_cache *c, uint32_t e)
+{
+    return c->entries[e].page != LLM_NO_PAGE && c->pages[c->entries[e].page].pending;
+}
+
 /* How many pages from the first are indexed; their entries. Behind a pending page only pending ones
  * count: who waits for one computes what follows, or waits for that. */
 static uint32_t look_up(const struct llm_cache *c, const struct llm_digest *digests,
@@ -483,7 +488,7 @@ static uint32_t look_up(const struct llm_cache *c, const struct llm_digest *dige
         if (e == LLM_NO_ENTRY) {
             break;
         }
-        if (c->entries[e].page != LLM_NO_PAGE && c->pages[c->entries[e].page].pending) {
+        if (is_pending(c, e)) {
             ++*n_pending;
         } else if (*n_pending > 0) {
             break;
@@ -616,12 +621,18 @@ void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer
     c->pages[page].writer = writer;
 }
 
-void llm_cache_forget(struct llm_cache *c, uint32_t page)
+void llm_cache_forget(struct llm_cache *c, const struct llm_cache_tenant *t,
+                      const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS])
 {
-    if (llm_cache_indexed(c, page)) {
+    uint32_t e = llm_index_find(&c->index, digest, ids);
+
+    if (e != LLM_NO_ENTRY && is_pending(c, e)) {
+        return;
+    }
+    llm_exchange_forget(c, t, digest);
+    if (e != LLM_NO_ENTRY) {
         c->fence = c->last_copy; /* it may be being saved: who writes it next waits for that */
-        llm_exchange_forget(c, c->pages[page].entry);
-        unindex(c, c->pages[page].entry);
+        unindex(c, e);
     }
 }
 

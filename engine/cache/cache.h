@@ -111,9 +111,11 @@ bool llm_cache_pending(const struct llm_cache *c, uint32_t page);
 const void *llm_cache_writer(const struct llm_cache *c, uint32_t page);
 void llm_cache_set_writer(struct llm_cache *c, uint32_t page, const void *writer);
 
-/* Takes a page out of the index, and out of Redis: what it holds must not be found any more. Its
- * users keep it. */
-void llm_cache_forget(struct llm_cache *c, uint32_t page);
+/* Takes a tenant's page out of the index and out of Redis, wherever it is, if it is anywhere: what
+ * it holds must not be found any more. Its users keep it. One that is pending stays, as it is being
+ * computed anew. */
+void llm_cache_forget(struct llm_cache *c, const struct llm_cache_tenant *t,
+                      const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS]);
 
 /* Takes all of a tenant's pages out of the index: how many. Idle ones are free, in both tiers;
  * those in use go on as before, also pending ones, but nobody else finds them, and they are free

@@ -190,10 +190,9 @@ bool llm_cache_outdated(struct llm_cache *c, uint8_t owner[32])
     return false;
 }
 
-void llm_exchange_forget(struct llm_cache *c, uint32_t entry)
+void llm_exchange_forget(struct llm_cache *c, const struct llm_cache_tenant *t,
+                         const struct llm_digest *digest)
 {
-    const struct llm_cache_tenant *t = c->entries[entry].tenant;
-    const struct llm_digest *digest = &c->index.digests[entry];
     struct llm_exchange *x = &c->exchange;
 
     if (x->redis == NULL) {

@@ -38,9 +38,11 @@ struct llm_exchange {
 };
 
 struct llm_cache;
+struct llm_cache_tenant;
 
-/* What is under way of this entry's page is not saved, and what is there is deleted. */
-void llm_exchange_forget(struct llm_cache *c, uint32_t entry);
+/* What is under way of this page of a tenant's is not saved, and what is there is deleted. */
+void llm_exchange_forget(struct llm_cache *c, const struct llm_cache_tenant *t,
+                         const struct llm_digest *digest);
 
 /* What is under way of this owner is not saved; nor is anything asked for or saved for him
  * before. */

@@ -349,14 +349,20 @@ void llm_pages_end(struct llm_sched *s, struct llm_sequence *q)
 
 /* --- what must not be found again --- */
 
-/* The next page that q is to read is one of those that `spoilt` was made of. */
+/* Among the pages that q has yet to read is one of those that `spoilt` was made of. */
 static bool is_to_read(const struct llm_sched *s, const struct llm_sequence *q,
                        const struct llm_sequence *spoilt)
 {
-    uint32_t i = q->position / LLM_PAGE_TOKENS;
-
-    return i < q->n_chained && i < spoilt->n_chained && is_there(s, q->pages[i]) &&
-           memcmp(&q->chained[i], &spoilt->chained[i], sizeof(*q->chained)) == 0;
+    for (uint32_t i = q->position / LLM_PAGE_TOKENS; i < q->n_chained && i < spoilt->n_chained;
+         i++) {
+        if (memcmp(&q->chained[i], &spoilt->chained[i], sizeof(*q->chained)) != 0) {
+            return false; /* nor are those behind it the same */
+        }
+        if (is_there(s, q->pages[i])) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Those who hold a page that is forgotten would all compute it anew, each of them for himself but
@@ -373,20 +379,13 @@ static void turn_away(struct llm_sched *s, const struct llm_sequence *spoilt)
     }
 }
 
-void llm_pages_forget(struct llm_sched *s, struct llm_sequence *q)
+void llm_pages_forget(struct llm_sched *s, const struct llm_sequence *q)
 {
-    struct llm_cache_found found;
-
-    if (q->n_chained == 0) {
-        return;
-    }
     turn_away(s, q);
-    llm_cache_match(s->cache, q->request->owner, q->chained, q->tokens, q->n_chained, q->pages,
-                    &found);
-    for (uint32_t i = 0; i < found.n - found.n_pending; i++) {
-        llm_cache_forget(s->cache, q->pages[i]);
+    for (uint32_t i = 0; i < q->n_chained; i++) {
+        llm_cache_forget(s->cache, q->request->owner, &q->chained[i],
+                         q->tokens + (size_t) i * LLM_PAGE_TOKENS);
     }
-    llm_cache_drop(s->cache, q->pages, found.n);
 }
 
 uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q)

@@ -151,7 +151,7 @@ void llm_pages_end(struct llm_sched *s, struct llm_sequence *q);
 
 /* The logits after what q, which has left, had in its pages were not finite: nothing of that is
  * found again, whoever computed it. Running sequences that were to read it are preempted. */
-void llm_pages_forget(struct llm_sched *s, struct llm_sequence *q);
+void llm_pages_forget(struct llm_sched *s, const struct llm_sequence *q);
 
 /* Pages that nobody holds but q. */
 uint32_t llm_pages_own(const struct llm_sched *s, const struct llm_sequence *q);

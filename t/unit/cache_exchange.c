@@ -121,6 +121,11 @@ static void complete(uint32_t first, uint32_t n)
     }
 }
 
+static void forget(uint32_t i)
+{
+    llm_cache_forget(cache, alice, &digests[i], ids + i * LLM_PAGE_TOKENS);
+}
+
 static void prove(uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
@@ -174,9 +179,10 @@ static void test_arrivals(void)
     is_int(count_given(), 0, "is given back at once");
     ok(llm_cache_arrived(cache, &a) && a.ended, "the end");
 
+    complete(5, 1);
     put(5);
     load(5, 1);
-    llm_cache_forget(cache, pages[5]);
+    forget(5);
     ok(llm_cache_arrived(cache, &a) && !a.taken && !a.ended, "one that is not indexed any more");
     ok(llm_cache_arrived(cache, &a) && a.ended && !llm_cache_arrived(cache, &a), "the end");
     close_cache("arrivals");
@@ -331,13 +337,22 @@ static void test_not_wanted(void)
     complete(0, 2);
     prove(2);
     llm_cache_offer(cache, 2);
-    llm_cache_forget(cache, pages[0]);
+    forget(0);
     wait_copies();
     llm_cache_offer(cache, 2);
     ok(!saved(0) && saved(1), "what is forgotten while it is copied is not saved");
     llm_cache_outdated(cache, owner); /* hears of the epoch */
-    llm_cache_forget(cache, pages[1]);
+    forget(1);
     ok(!saved(1) && fake_redis.deletes == 2, "what is there is deleted");
+    put(3);
+    forget(3);
+    ok(saved(3) && llm_cache_pending(cache, pages[3]), "but a page that is being computed stays");
+    llm_cache_drop(cache, &pages[5], 1); /* it was pending: it is nowhere */
+    put(5);
+    forget(5);
+    ok(!saved(5), "one that is in Redis alone goes");
+    llm_cache_hold(cache, pages[4]);
+    pages[5] = pages[4];
     close_cache("forgotten");
 
     open_cache(8, 0);

@@ -517,14 +517,14 @@ static bool fork_seq(struct seq *q, const struct seq *from)
     return true;
 }
 
-static bool forget(const struct seq *q)
+/* Any page, be it used, idle, in the host tier alone, pending or nowhere. */
+static bool forget(void)
 {
-    uint32_t page = q->pages[draw(q->n)];
-    struct node *n = node_at(page);
+    uint32_t t = draw(N_TENANTS), p = draw(N_PROMPTS), i = draw(PROMPT_PAGES);
+    struct node *n = &model.nodes[t][node_of(p, i)];
 
-    llm_cache_forget(cache, page);
-    model.hidden_of[page] = 0;
-    if (n != NULL) {
+    llm_cache_forget(cache, tenants[t], &digests[t][p][i], ids[p] + i * LLM_PAGE_TOKENS);
+    if (!n->pending) {
         *n = (struct node){0};
     }
     return true;
@@ -604,7 +604,7 @@ static bool operate(void)
 
         return what < 10 && other->n > 0 ? fork_seq(q, other) : begin(q);
     } else if (what < 6) {
-        return forget(q);
+        return forget();
     } else if (what < 10) {
         return q->n > PROMPT_PAGES || take(q, 1 + draw(2));
     } else if (what < 30) {

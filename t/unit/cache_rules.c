@@ -96,6 +96,11 @@ static void publish(struct llm_cache_tenant *t, const struct prompt *p, uint32_t
     }
 }
 
+static void forget(struct llm_cache_tenant *t, const struct prompt *p, uint32_t i)
+{
+    llm_cache_forget(cache, t, &p->digests[i], p->ids + i * LLM_PAGE_TOKENS);
+}
+
 /* What a page of the prompt holds once it is computed. */
 static void fill(const struct prompt *p, uint32_t i, uint8_t bytes[PAGE_BYTES])
 {
@@ -191,7 +196,7 @@ static void test_users(void)
     ok(llm_cache_shared(cache, p.pages[1]), "a page is held once more");
     llm_cache_drop(cache, &p.pages[1], 1);
 
-    llm_cache_forget(cache, p.pages[0]);
+    forget(alice, &p, 0);
     ok(!llm_cache_indexed(cache, p.pages[0]), "a page is forgotten");
     is_int(llm_cache_estimate(cache, p.digests, 3), 0, "and not found any more");
     is_int(llm_cache_available(cache), 5, "but is its user's");
@@ -456,7 +461,7 @@ static void test_save(void)
     is_int(llm_cache_fence(cache), 0, "a page is being saved");
     match(alice, &p);
     for (uint32_t i = 0; i < p.n; i++) {
-        llm_cache_forget(cache, p.pages[i]);
+        forget(alice, &p, i);
     }
     is_int(llm_cache_fence(cache), backend.n_begun, "who writes it after it is forgotten waits");
     llm_cache_drop(cache, p.pages, p.n);
@@ -467,6 +472,26 @@ static void test_save(void)
     llm_cache_save(cache, 8);
     is_int(llm_cache_counts(cache).bytes[LLM_TIER_HOST], 2 * PAGE_BYTES, "no more than the quota");
     close_cache("quota of what is saved");
+}
+
+/* What is behind a page that is missing is forgotten, too, and what there is no room for. */
+static void test_forget(void)
+{
+    struct prompt p = prompt_of(alice_digest, 1, 4);
+    uint32_t all[4];
+
+    open_cache(4, 8, 100);
+    run(alice, &p);
+    is_int(llm_cache_take(cache, 4, all), LLM_OK, "all pages are taken");
+    is_int(llm_cache_estimate(cache, p.digests, 4), 4, "a prompt is in the host tier alone");
+    forget(alice, &p, 1);
+    forget(alice, &p, 3);
+    is_int(llm_cache_counts(cache).bytes[LLM_TIER_HOST], 2 * PAGE_BYTES, "two pages go");
+    ok(llm_cache_estimate(cache, p.digests, 4) == 1
+           && llm_cache_estimate(cache, p.digests + 2, 2) == 1, "those that were named");
+    forget(alice, &p, 3);
+    llm_cache_drop(cache, all, 4);
+    close_cache("forgotten");
 }
 
 static void test_purge(void)
@@ -636,6 +661,7 @@ int main(void)
     test_alone();
     test_host();
     test_save();
+    test_forget();
     test_purge();
     test_refused_copies();
     test_counts();

@@ -601,6 +601,52 @@ static void test_non_finite_found(void)
     }
 }
 
+/* The first pages have gone from the index, and are being computed anew, when those behind them turn
+ * out spoilt: these are not found again, and who was to read them begins again. */
+static void test_non_finite_behind(void)
+{
+    struct job *bad = new_job(1, 400, 100), *waits[2];
+    struct llm_cache *cache;
+    struct llm_cache_tenant *t;
+    uint64_t before;
+
+    open_sched(64, 64, 8);
+    cache = (struct llm_cache *) llm_sched_cache(sched);
+    share(bad, 1, LLM_SCOPE_TENANT);
+    llm_sched_submit(sched, &bad->request);
+    while (bad->n_out[0] < 2) {
+        turn();
+    }
+    t = llm_cache_join(cache, bad->request.owner_digest, 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        llm_cache_forget(cache, t, &bad->digests[0][i], bad->prompts[0] + i * PAGE);
+    }
+    llm_cache_leave(cache, t);
+    for (int i = 0; i < 2; i++) {
+        waits[i] = like(bad, 384, 390, 10);
+        share(waits[i], 1, LLM_SCOPE_TENANT);
+        llm_sched_submit(sched, &waits[i]->request);
+    }
+    while (waits[0]->sequences[0].position == 0) {
+        turn();
+    }
+    ok(waits[0]->sequences[0].position < 2 * PAGE, "what is missing is being computed");
+
+    backend->seqs[bad->sequences[0].slot].poisoned = true;
+    while (!bad->retired) {
+        turn();
+    }
+    before = fake.rows_read;
+    run();
+    ok(as_expected(waits[0]) && as_expected(waits[1]), "who was to read what is spoilt is right");
+    is_int(fake.rows_read - before, 384 + 2 * 6, "as he begins again, together with the other");
+    is_idle("after that");
+    close_sched();
+    free_job(bad);
+    free_job(waits[0]);
+    free_job(waits[1]);
+}
+
 /* A prefix is found, but the rest has no room yet. */
 static void test_found_late(void)
 {
@@ -690,6 +736,7 @@ int main(void)
     test_non_finite_again();
     test_non_finite_together();
     test_non_finite_found();
+    test_non_finite_behind();
     test_found_late();
     test_host_tier();
     return done_testing();
