@@ -102,7 +102,9 @@ static uint32_t end_of_run(const struct llm_sched *s, const struct llm_sequence 
 }
 
 /* How many pages can be asked for without more arriving than there are buffers for: those are given
- * back between steps alone, and who waits for them may miss his deadline. */
+ * back between steps alone, and who waits for them may miss his deadline. Buffers that are being
+ * copied from count as free: they come back with the next step, before which what is asked for now
+ * is of no use anyway. */
 static uint32_t room(const struct llm_sched *s)
 {
     uint32_t most = llm_redis_load_most(s->options.redis), n = 0;
@@ -140,6 +142,12 @@ static void probe(struct llm_sched *s, struct llm_sequence *q, uint32_t first, u
     }
 }
 
+/* Whether the next step computes n pages anyway: then there is nothing to decide. */
+static bool is_one_step(const struct llm_front *f, uint32_t n)
+{
+    return llm_worth_skip(f, &(struct llm_fetch){0}, n) == n;
+}
+
 /* [first, end) is what can be asked for. */
 static void choose(struct llm_sched *s, struct llm_sequence *q, uint32_t first, uint32_t end)
 {
@@ -165,8 +173,10 @@ static void choose(struct llm_sched *s, struct llm_sequence *q, uint32_t first, 
                                           (double) s->options.load_ns / 2)
                         : 0;
     if (n == 0) {
-        s->loads.declined += !q->load_decided;
-        q->load_decided = true;
+        if (!is_one_step(&front, end - first)) {
+            s->loads.declined += !q->load_decided;
+            q->load_decided = true;
+        }
         probe(s, q, first, least(end - first, free));
     } else if (ask(s, q, first + skip, least(n, free))) {
         s->loads.chosen++;

@@ -113,7 +113,7 @@ struct llm_sched_load llm_sched_load(const struct llm_sched *s);
 /* What was decided about loading from Redis: sums since the start, but `faster`. */
 struct llm_sched_loads {
     uint64_t chosen;   /* loads asked for, as that was faster than computing */
-    uint64_t declined; /* prompts that were rather computed, as that was as fast */
+    uint64_t declined; /* prompts of several steps that were rather computed, as that was as fast */
     uint64_t probes;   /* loads of a page or two asked for to learn how fast it is */
     bool faster;       /* the last comparison */
 };

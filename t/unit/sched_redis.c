@@ -231,6 +231,7 @@ static void test_slow(void)
     struct job *first = saved_by_another(), *again = like(first, 8 * PAGE + 20, 8 * PAGE + 20, 1,
                                                          LLM_SCOPE_TENANT);
     uint64_t loads = fake_redis.loads;
+    struct job *brief;
 
     /* a page takes 64 rows' time, and a tenth of a step's other cost: 0.69 ms */
     fake_redis.rates.bytes_per_s = fake_redis.page_bytes * 1400;
@@ -240,10 +241,17 @@ static void test_slow(void)
     is_int(llm_sched_loads(sched).declined, 1, "but declined, once");
     is_int(llm_sched_loads(sched).probes, 1, "and asked how slow it is");
     ok(fake_redis.loads == loads + 1 && fake_redis.cancels == 0, "so a page or two were asked for");
+
+    brief = new_job(1, ROWS, 5);
+    share(brief, 1, LLM_SCOPE_TENANT);
+    run_job(brief);
+    ok(as_expected(brief), "a prompt that one step computes");
+    is_int(llm_sched_loads(sched).declined, 1, "is not declined, as nothing of it can be loaded");
     close_engine();
     fake_redis_close();
     free_job(first);
     free_job(again);
+    free_job(brief);
 }
 
 /* Far away, but fast: what will have been computed by then is not asked for. */
