@@ -121,7 +121,7 @@ FUZZ_SECONDS = 60
 tests: $(FUZZ:%=$(BUILD)/fuzz/%)
 define fuzz_rule
 $(BUILD)/fuzz/$(1): $(BUILD)/obj/t/fuzz/$(1).o $(if $(LIBFUZZER),,$(BUILD)/obj/t/fuzz/replay.o) \
-		$(call room_archives,$(firstword $(subst _, ,$(1))))
+		$(call room_archives,$(firstword $(subst _, ,$(1)))) $(if $(LIBFUZZER),,$(BUILD)/libbase.a)
 	@mkdir -p $$(@D)
 	$(CC) $(ALL_LDFLAGS) $(if $(LIBFUZZER),-fsanitize=fuzzer) $$^ -o $$@ $(call room_libs,$(firstword $(subst _, ,$(1))))
 endef
@@ -265,7 +265,7 @@ $(BUILD)/t/gpu/faults: $(BUILD)/obj/t/gpu/faults.o $(CUDA_OBJECTS) $(BUILD)/libk
 # unit tests of backends that run on any
 BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deterministic)
 
-.PHONY: gpu check-gpu bench-gpu
+.PHONY: gpu check-gpu bench-gpu bench-demo
 gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BUILD)/t/gpu/faults $(GPU_BENCHES)
 check-gpu: gpu $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
 	prove --timer --failures $(GPU_TESTS) $(BUILD)/t/gpu/faults
@@ -277,6 +277,8 @@ check-gpu: gpu $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
 			{ cat $$test.log; exit 1; }; done; done
 bench-gpu: $(GPU_BENCHES)
 	set -e; for bench in $^; do $$bench; done
+bench-demo: engine module
+	LLM_BUILD=$(BUILD) t/bench/demo.pl
 
 CUDA = auto
 ifeq ($(CUDA),auto)
