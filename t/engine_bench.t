@@ -31,14 +31,16 @@ sub bench {
     return (defined $status ? $status >> 8 : 'none', slurp($log));
 }
 
-my @small = ('--batch', '1,2', qw(--prompt 40 --tokens 8 --repeat 3 --threads 2));
+my @small = ('--batch', '1,2@30', qw(--prompt 40 --tokens 8 --repeat 3 --threads 2));
 
 my ($code, $text) = bench('--model', 'models/demo', @small);
 is($code, 0, 'a small bench');
-my @lines = split /\n/, $text;
+like($text, qr/ is ready after .* MB of weights, \d+ MB for steps, \d+ MB of latents$/m,
+    'what was loaded');
+my @lines = grep { !/ info: / } split /\n/, $text;
 is(scalar @lines, 4, 'a heading, a prompt, two batches');
 like($lines[1], qr/^prefill +default +2 +1 +40 +\d+\.\d /, 'tokens a second of the prompt');
-like($lines[3], qr/^decode +default +2 +2 +\d+ +\d+\.\d /, 'and of the larger batch');
+like($lines[3], qr/^decode +default +2 +2 +30 +\d+\.\d /, 'and of the larger batch after 30');
 
 ($code, $text) = bench('--model', 'models/demo', @small, '--json', '--numerics', 'default,exact');
 my $figures = eval { decode_json($text) } // [];
@@ -49,6 +51,8 @@ is(scalar(grep { $_->{tokens_per_second} > 0 && $_->{min} <= $_->{max} } @$figur
 ($code, $text) = bench('--model', 'models/demo', '--batch', '1,x');
 is($code, 2, 'a list that is none');
 like($text, qr/--batch wants up to/, 'is refused by name');
+($code, $text) = bench('--model', 'models/demo', '--batch', '1@');
+is($code, 2, 'a batch after nothing');
 ($code) = bench();
 is($code, 2, 'no model');
 

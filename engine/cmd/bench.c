@@ -3,6 +3,7 @@
 #include "engine/cmd/cmd.h"
 
 #include "engine/base/clock.h"
+#include "engine/base/log.h"
 #include "engine/base/machine.h"
 #include "engine/base/option.h"
 #include "engine/model/dummy.h"
@@ -16,6 +17,7 @@
 #define MAX_LIST 16
 #define MAX_RUNS 101
 #define SHORT_PROMPT 16 /* before decoding, if nobody says */
+#define MAX_CONTEXT (1 << 20)
 
 struct options {
     char *model, *device, *threads, *batch, *prompt, *numerics;
@@ -50,12 +52,13 @@ static const struct llm_option table[] = {
      .help = "measure --deterministic"},
     {.name = "prompt", .kind = LLM_OPTION_TEXT, .offset = AT(prompt), .arg = "N,…",
      .help = "prompts to prefill, in tokens (default 512,1024)"},
-    {.name = "batch", .kind = LLM_OPTION_TEXT, .offset = AT(batch), .arg = "N,…",
+    {.name = "batch", .kind = LLM_OPTION_TEXT, .offset = AT(batch), .arg = "N[@CONTEXT],…",
      .help = "sequences that decode together (default 1,8)"},
     {.name = "tokens", .kind = LLM_OPTION_COUNT, .offset = AT(tokens), .min = 1, .max = 100000,
      .arg = "N", .help = "tokens to decode of each sequence (default 128)"},
     {.name = "context", .kind = LLM_OPTION_COUNT, .offset = AT(context), .min = 1,
-     .max = 1 << 20, .arg = "N", .help = "tokens before those (default 16)"},
+     .max = MAX_CONTEXT, .arg = "N",
+     .help = "tokens before those, where --batch does not say (default 16)"},
     {.name = "sample", .kind = LLM_OPTION_SWITCH, .offset = AT(sample),
      .help = "draw them at temperature 1 (default: the most likely ones)"},
     {.name = "repeat", .kind = LLM_OPTION_COUNT, .offset = AT(repeat), .min = 1, .max = MAX_RUNS,
@@ -68,23 +71,33 @@ static const struct llm_option table[] = {
 
 struct list {
     uint32_t n, values[MAX_LIST];
+    uint32_t contexts[MAX_LIST]; /* of batches: tokens before those that are decoded */
 };
 
-/* Reads "1,8" into a list of numbers from min to max. */
+/* Reads "1,8" into a list of numbers from min to max; a context other than 0 is that of all that do
+ * not name their own, as "1,8@4096" does. */
 static int read_list(const char *name, const char *text, uint32_t min, uint32_t max,
-                     struct list *list, struct llm_error *err)
+                     uint32_t context, struct list *list, struct llm_error *err)
 {
     const char *p = text;
 
     list->n = 0;
     for (;;) {
         char *end;
-        unsigned long v = strtoul(p, &end, 10);
+        unsigned long v = strtoul(p, &end, 10), after = context;
 
         if (end == p || v < min || v > max || list->n == MAX_LIST) {
             break;
         }
-        list->values[list->n++] = (uint32_t) v;
+        if (*end == '@' && context > 0) {
+            p = end + 1;
+            after = strtoul(p, &end, 10);
+            if (end == p || after < 1 || after > MAX_CONTEXT) {
+                break;
+            }
+        }
+        list->values[list->n] = (uint32_t) v;
+        list->contexts[list->n++] = (uint32_t) after;
         if (*end == '\0') {
             return LLM_OK;
         }
@@ -283,9 +296,9 @@ static int bench_backend(struct bench *b, const char *numerics, uint32_t threads
         rc = measure(b, &f, err);
     }
     f.decode = true;
-    f.prompt = b->options.context;
     for (uint32_t i = 0; rc == LLM_OK && i < b->batches.n; i++) {
         f.batch = b->batches.values[i];
+        f.prompt = b->batches.contexts[i];
         rc = measure(b, &f, err);
     }
 
@@ -343,14 +356,15 @@ static int read_options(struct bench *b, int argc, char **argv, struct llm_error
     }
 
     snprintf(cores, sizeof(cores), "%u", llm_usable_cores(""));
-    rc = read_list("threads", o->threads != NULL ? o->threads : cores, 1, 1024, &b->threads, err);
+    rc = read_list("threads", o->threads != NULL ? o->threads : cores, 1, 1024, 0, &b->threads,
+                   err);
     if (rc == LLM_OK) {
         rc = read_list("prompt", o->prompt != NULL ? o->prompt : "512,1024", SHORT_PROMPT + 1,
-                       1 << 20, &b->prompts, err);
+                       MAX_CONTEXT, 0, &b->prompts, err);
     }
     if (rc == LLM_OK) {
-        rc = read_list("batch", o->batch != NULL ? o->batch : "1,8", 1, LLM_MAX_SEQS, &b->batches,
-                       err);
+        rc = read_list("batch", o->batch != NULL ? o->batch : "1,8", 1, LLM_MAX_SEQS, o->context,
+                       &b->batches, err);
     }
     b->settings = (struct llm_settings){
         .model = o->model,
@@ -390,10 +404,13 @@ static int check_lengths(const struct bench *b, struct llm_error *err)
                             b->prompts.values[i], limit);
         }
     }
-    return b->options.tokens + b->options.context < limit
-               ? LLM_OK
-               : llm_fail(err, LLM_EINVAL, "--tokens %u after --context %u: the model has %u "
-                          "positions", b->options.tokens, b->options.context, limit);
+    for (uint32_t i = 0; i < b->batches.n; i++) {
+        if (b->options.tokens + b->batches.contexts[i] >= limit) {
+            return llm_fail(err, LLM_EINVAL, "--tokens %u after %u: the model has %u positions",
+                            b->options.tokens, b->batches.contexts[i], limit);
+        }
+    }
+    return LLM_OK;
 }
 
 int llm_cmd_bench(int argc, char **argv)
@@ -407,6 +424,7 @@ int llm_cmd_bench(int argc, char **argv)
         puts("usage: llm-engine bench --model DIR [OPTION]…\n");
         llm_options_print_help(table, N_OPTIONS);
     } else if (rc == LLM_OK) {
+        llm_log_set_level(b.options.json ? LLM_LOG_NOTICE : LLM_LOG_INFO); /* what is loaded */
         rc = open_model(&b, &err);
         if (rc == LLM_OK) {
             rc = check_lengths(&b, &err);

@@ -53,6 +53,7 @@ package LLM::Test;
 #      request (while nginx still runs), then no session (when it is gone); engines stop cleanly
 #
 # Environment: LLM_BUILD (build), LLM_NGINX (/usr/sbin/nginx), LLM_SANITIZE (as make's SANITIZE),
+# LLM_DEVICE (what engines compute on: their --device),
 # LLM_KEEP=1 keeps the directory, LLM_LONG=1 asks for full counts (long()), LLM_SOAK=N for so many
 # seconds of a soak.
 
@@ -173,7 +174,8 @@ sub engine {
 
     return $self->_add_engine([
         "$self->{build}/llm-engine", '--model', $o{model} // 'models/demo',
-        '--served-model-name', $o{name} // 'demo', @{ $o{args} // [] }
+        '--served-model-name', $o{name} // 'demo',
+        ($ENV{LLM_DEVICE} ? ('--device', $ENV{LLM_DEVICE}) : ()), @{ $o{args} // [] }
     ], %o{grep { exists $o{$_} } 'load_timeout'});
 }
 
