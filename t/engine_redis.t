@@ -209,22 +209,42 @@ my @own = @{ $of{hugo} };
 $redis->command('SET', $own[$_], $values[ ($_ + 1) % @values ]) for 0 .. $#own;
 is(said(ask($two, 'hugo', \@both)), $both, 'with pages in other places: the right answer');
 is(counts($two)->{hits}, 0, 'none is taken');
+ok(wait_until(5, sub { counts($two)->{corrupt} > 0 }), 'they are corrupt');
+
+# Whether a value is not there any more; by then the right one may be.
+sub is_gone {
+    my ($bad) = @_;
+
+    return scalar grep { my $now = $redis->command('GET', $own[$_]);
+        !defined $now || $now ne $bad->[$_] } 0 .. $#own;
+}
+
+# One that is longer than a page can be is no answer that the engine asked for.
 my @damage = (
-    sub { substr $_[0], 0, -1 }, sub { "$_[0]x" }, sub { '' },
-    sub { substr(my $v = $_[0], rand length $_[0], 1) ^= "\1"; $v },
-    sub { my $v = $_[0]; substr($v, int rand length $v, 1) ^= "\x80"; $v },
-    sub { join '', map { chr rand 256 } 1 .. length $_[0] },
+    [ corrupt => sub { substr $_[0], 0, -1 } ],
+    [ protocol => sub { "$_[0]x" } ],
+    [ corrupt => sub { '' } ],
+    [ corrupt => sub { my $v = $_[0]; substr($v, int rand length $v, 1) ^= "\1"; $v } ],
+    [ corrupt => sub { my $v = $_[0]; substr($v, int rand length $v, 1) ^= "\x80"; $v } ],
+    [ corrupt => sub { join '', map { chr rand 256 } 1 .. length $_[0] } ],
 );
 for my $i (0 .. $#damage) {
+    my ($reason, $damaged) = @{ $damage[$i] };
+    my @bad = map { $damaged->($_) } @values;
+
     restart($two);
-    $redis->command('SET', $own[$_], $damage[$i]->($values[$_])) for 0 .. $#own;
+    $redis->command('SET', $own[$_], $bad[$_]) for 0 .. $#own;
     is(said(ask($two, 'hugo', \@both)), $both, "damage $i: the right answer");
     is(counts($two)->{hits}, 0, "damage $i: nothing is taken");
+    ok(wait_until(5, sub { counts($two)->{$reason} > 0 }), "damage $i: it is counted as $reason");
+    ok(wait_until(5, sub { is_gone(\@bad) }), "damage $i: and deleted");
 }
 $redis->command('DEL', @own);
 $redis->command('RPUSH', $_, 'a', 'list') for @own;
 restart($two);
 is(said(ask($two, 'hugo', \@both)), $both, 'lists in the place of values: the right answer');
+ok(wait_until(5, sub { counts($two)->{corrupt} > 0 }), 'they are corrupt');
+ok(wait_until(5, sub { grep { $redis->command('TYPE', $_) ne 'list' } @own }), 'and deleted');
 
 # --- an engine that dies while it saves ---
 
