@@ -1,5 +1,5 @@
-/* What people asked or were told, and secrets, stay in memory. Large blocks for them are mapped from
- * the system, zeroed, and kept out of core dumps. */
+/* What people asked or were told, and secrets, stay in memory. Large blocks for them are mapped
+ * from the system, zeroed, and kept out of core dumps. */
 
 #ifndef LLM_BASE_MEMORY_H
 #define LLM_BASE_MEMORY_H

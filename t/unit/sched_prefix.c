@@ -601,8 +601,8 @@ static void test_non_finite_found(void)
     }
 }
 
-/* The first pages have gone from the index, and are being computed anew, when those behind them turn
- * out spoilt: these are not found again, and who was to read them begins again. */
+/* The first pages have gone from the index, and are being computed anew, when those behind them
+ * turn out spoilt: these are not found again, and who was to read them begins again. */
 static void test_non_finite_behind(void)
 {
     struct job *bad = new_job(1, 400, 100), *waits[2];

@@ -294,7 +294,7 @@ struct trail {
     char kept[CURSOR_MAX]; /* the last one of those whose number is a power of two */
 };
 
-/* Whether it has been there before, which it will notice on its second round (Brent's algorithm). */
+/* Whether it has been there before, noticed on the second round at the latest (Brent's way). */
 static bool comes_round(struct trail *t, const char *cursor)
 {
     if (t->n > 0 && strcmp(cursor, t->kept) == 0) {
