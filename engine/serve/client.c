@@ -17,6 +17,7 @@
 #define RECORDS_A_TURN 256
 #define MAX_UNSENT (64u << 20)
 #define KEEP_BUFFER (64u << 10) /* a larger one was for one long record */
+#define KEY_ID sizeof((struct llm_ipc_revoke){0}.key_id)
 
 static void work(struct llm_client *c);
 
@@ -207,19 +208,34 @@ static void flush_waiting(struct llm_client *c)
 
 /* --- records --- */
 
-static void revoke_key(struct llm_engine *e, const uint8_t key_id[16])
+/* Ends the calls of n keys. */
+static void revoke_keys(struct llm_engine *e, const uint8_t (*key_ids)[KEY_ID], size_t n)
 {
-    static const uint8_t none[16];
     struct llm_call *call, *next;
 
-    if (memcmp(key_id, none, sizeof(none)) == 0) {
-        return; /* that is every request without a key */
-    }
     for (call = e->calls; call != NULL; call = next) {
         next = call->next;
-        if (memcmp(call->submit.head.key_id, key_id, sizeof(none)) == 0) {
-            llm_call_end(call, LLM_IPC_REVOKED);
+        for (size_t i = 0; i < n; i++) {
+            if (memcmp(call->submit.head.key_id, key_ids[i], KEY_ID) == 0) {
+                llm_call_end(call, LLM_IPC_REVOKED);
+                break;
+            }
         }
+    }
+}
+
+/* Keeps it until what other sessions have submitted before is read, too. */
+static void note_revoked(struct llm_engine *e, const uint8_t key_id[KEY_ID])
+{
+    static const uint8_t none[KEY_ID];
+
+    if (memcmp(key_id, none, KEY_ID) == 0) {
+        return; /* that is every request without a key */
+    }
+    e->revoked.failed = false;
+    llm_buf_append(&e->revoked, key_id, KEY_ID);
+    if (e->revoked.failed) { /* no memory: those that are known, then */
+        revoke_keys(e, (const uint8_t(*)[KEY_ID]) key_id, 1);
     }
 }
 
@@ -268,7 +284,7 @@ static const char *take_record(struct llm_client *c, const struct llm_ipc_record
         if (llm_ipc_revoke_read(r, &revoked) != LLM_IPC_DONE) {
             return "malformed REVOKE";
         }
-        revoke_key(c->engine, revoked.key_id);
+        note_revoked(c->engine, revoked.key_id);
         return NULL;
 
     case LLM_IPC_CREDIT:
@@ -288,7 +304,8 @@ static const char *take_record(struct llm_client *c, const struct llm_ipc_record
     }
 }
 
-static void work(struct llm_client *c)
+/* Takes so many records at most. */
+static void take(struct llm_client *c, uint32_t limit)
 {
     struct llm_ipc_record r;
 
@@ -297,7 +314,7 @@ static void work(struct llm_client *c)
     c->more = true; /* unless the ring is found empty */
     flush_waiting(c);
 
-    for (unsigned n = 0; n < RECORDS_A_TURN && !c->dropped; n++) {
+    for (uint32_t n = 0; n < limit && !c->dropped; n++) {
         const char *why;
         int rc = llm_ipc_recv(&c->ipc, &r, &c->buffer);
 
@@ -317,10 +334,34 @@ static void work(struct llm_client *c)
     }
 }
 
+static void work(struct llm_client *c)
+{
+    take(c, RECORDS_A_TURN);
+}
+
+/* A worker tells of a revoked key after all others have ceased to submit for it; but what they had
+ * submitted by then may still lie in their rings, and must not run. What is revoked while these are
+ * read has its turn later. */
+static void apply_revoked(struct llm_engine *e)
+{
+    size_t len = e->revoked.len;
+
+    if (len == 0) {
+        return;
+    }
+    for (struct llm_client *c = e->clients; c != NULL; c = c->next) {
+        if (c->slots != NULL && !c->dropped) {
+            take(c, c->ipc.peer.entries);
+        }
+    }
+    revoke_keys(e, (const uint8_t(*)[KEY_ID]) e->revoked.data, len / KEY_ID);
+    llm_buf_consume(&e->revoked, len);
+}
+
 bool llm_clients_settle(struct llm_engine *e)
 {
     struct llm_client *c, *next;
-    bool busy = false;
+    bool busy;
 
     /* all of it before anything is published: a record of one session (REVOKE) can make answers in
      * any other */
@@ -329,6 +370,8 @@ bool llm_clients_settle(struct llm_engine *e)
             work(c);
         }
     }
+    apply_revoked(e);
+    busy = e->revoked.len > 0;
 
     for (c = e->clients; c != NULL; c = next) {
         next = c->next;

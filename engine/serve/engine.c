@@ -324,6 +324,7 @@ static void close_engine(struct llm_engine *e)
     }
     llm_clients_settle(e);
 
+    llm_buf_free(&e->revoked);
     llm_mailbox_free(&e->inbox);
     llm_state_free(&e->state);
     if (e->on_signal.fd >= 0) {

@@ -3,6 +3,7 @@
 #ifndef LLM_SERVE_ENGINE_H
 #define LLM_SERVE_ENGINE_H
 
+#include "engine/base/buf.h"
 #include "engine/sched/gate.h"
 #include "engine/serve/client.h"
 #include "engine/serve/listener.h"
@@ -44,6 +45,7 @@ struct llm_engine {
     struct llm_sched_load load; /* as the model thread said last */
 
     struct llm_client *clients;
+    struct llm_buf revoked; /* key ids of 16 bytes, whose calls end in this turn or the next */
     struct llm_call *calls;
     struct llm_purge *purges;
     uint32_t n_clients, n_calls, n_running; /* the last: requests */

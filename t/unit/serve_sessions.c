@@ -175,6 +175,33 @@ static void test_revoke_late(struct worker *w)
     worker_close(idle);
 }
 
+/* What was submitted before a REVOKE, in another session's ring that is long, is read before it. */
+static void test_revoke_in_order(struct worker *w, struct worker *other)
+{
+    struct llm_ipc_revoke revoke = {.key_id = "key of tenant d"};
+    struct llm_ipc_credit credit = {.bytes = 1};
+    struct llm_ipc_iovec part = {&credit, sizeof(credit)};
+    struct answer *a;
+    struct submit s;
+
+    for (int i = 0; i < 12000; i++) {
+        worker_must(llm_ipc_send(&w->ipc, LLM_IPC_CREDIT, 9, 1, &part, 1) == LLM_IPC_DONE);
+    }
+    plain(&s, 5, 4000);
+    memcpy(s.head.key_id, revoke.key_id, sizeof(s.head.key_id));
+    a = worker_submit(w, 0, &s);
+    worker_record(other, LLM_IPC_REVOKE, 0, 0, &revoke, sizeof(revoke));
+    ok(worker_ends(w, a, LLM_IPC_REVOKED), "a REVOKE overtakes no SUBMIT");
+
+    plain(&s, 5, 4000);
+    memcpy(s.head.key_id, revoke.key_id, sizeof(s.head.key_id));
+    a = worker_submit(w, 0, &s);
+    worker_await_text(w, a);
+    ok(a->n_finished == 0, "and holds for none that follows");
+    worker_cancel(w, 0);
+    ok(worker_ends(w, a, LLM_IPC_CANCELLED) && worker_await_idle(w), "all is given back");
+}
+
 /* --- queues and deadlines --- */
 
 static bool await_queued(const struct worker *w, uint32_t n)
@@ -597,6 +624,7 @@ static void test_running(void)
     test_cancel_is_prompt(w);
     test_revoke(w, other);
     test_revoke_late(w);
+    test_revoke_in_order(w, other);
     test_queue(w);
     test_deadlines(w);
     worker_close(other);
