@@ -74,6 +74,16 @@ ngx_http_llm_generate(ngx_http_llm_ctx_t *ctx)
         return ngx_http_llm_send_error(ctx, &ngx_http_llm_too_large);
     }
 
+    rc = ngx_http_llm_limit_check(ctx);
+
+    if (rc == NGX_DECLINED) {
+        return ngx_http_llm_send_error(ctx, &ctx->error);
+    }
+
+    if (rc != NGX_OK) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
     rc = ngx_http_read_client_request_body(r, ngx_http_llm_body_handler);
 
     if (rc >= NGX_HTTP_SPECIAL_RESPONSE) {

@@ -428,6 +428,10 @@ ngx_http_llm_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t status)
         return NGX_ERROR;
     }
 
+    if (r->upstream == NULL && ngx_http_llm_limit_headers(ctx) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     /* no error, made something else by an error_page, or told by another */
 
     if (status != error->status || r->upstream) {

@@ -90,6 +90,10 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
             return NGX_ERROR;
         }
 
+        if (slot->charge) {
+            ngx_http_llm_limit_came(slot->charge, token.head.n_ids);
+        }
+
         if (ctx) {
             rc = ngx_http_llm_token(ctx, &token);
         }
@@ -118,6 +122,15 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
         engine->free = record->slot;
         engine->in_flight--;
         engine->choices -= slot->choices;
+
+        if (slot->charge) {
+            ngx_http_llm_limit_finished(slot->charge, &finished);
+            slot->charge = NULL;
+
+            if (ctx == NULL && --engine->unsettled == 0) {
+                engine->timer.cancelable = 1;
+            }
+        }
 
         if (ctx) {
             ctx->engine = NULL;
@@ -176,6 +189,12 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
         head->max_queued = key->said.max_queued;
         head->max_running = key->said.max_running;
         head->max_pages = key->said.max_pages;
+    }
+
+    if (ngx_http_llm_limit_holds(ctx)) {
+        ctx->held = 1;
+        ctx->fits = (head->flags & LLM_IPC_FIT_CONTEXT) != 0;
+        head->flags |= LLM_IPC_AWAIT_RELEASE;
     }
 
     head->scope = llcf->cache_scope;
@@ -289,16 +308,51 @@ ngx_http_llm_engine_credit(ngx_http_llm_ctx_t *ctx)
 
 
 void
+ngx_http_llm_engine_allow(ngx_http_llm_ctx_t *ctx)
+{
+    struct llm_ipc_release  release;
+    ngx_http_llm_engine_t  *engine;
+
+    engine = ctx->engine;
+
+    if (engine == NULL || !ctx->admitted
+        || ngx_http_llm_limit_delay_left(ctx) > 0)
+    {
+        return;
+    }
+
+    release.max_tokens = ctx->allowed;
+
+    switch (ngx_http_llm_engine_send(engine, LLM_IPC_RELEASE, ctx->slot,
+                                     ctx->generation, &release,
+                                     sizeof(release)))
+    {
+    case LLM_IPC_DONE:
+        ctx->admitted = 0;
+        ctx->held = 0;
+        break;
+
+    case LLM_IPC_AGAIN:
+        engine->owes = 1;
+        break;
+    }
+}
+
+
+void
 ngx_http_llm_engine_pay(ngx_http_llm_engine_t *engine)
 {
-    uint32_t  i;
+    uint32_t             i;
+    ngx_http_llm_ctx_t  *ctx;
 
     engine->owes = 0;
 
     for (i = 0; i < engine->session.slots && !engine->owes; i++) {
+        ctx = engine->slots[i].ctx;
 
-        if (engine->slots[i].ctx) {
-            ngx_http_llm_engine_credit(engine->slots[i].ctx);
+        if (ctx) {
+            ngx_http_llm_engine_allow(ctx);
+            ngx_http_llm_engine_credit(ctx);
         }
     }
 }
@@ -330,6 +384,12 @@ ngx_http_llm_engine_release(ngx_http_llm_ctx_t *ctx)
 
     engine->cancelled++;
     ctx->engine = NULL;
+
+    if (slot->charge) {
+        /* this worker stays until it knows what was used */
+        engine->unsettled++;
+        engine->timer.cancelable = 0;
+    }
 
     if (ngx_http_llm_engine_send(engine, LLM_IPC_CANCEL, ctx->slot,
                                  ctx->generation, NULL, 0)

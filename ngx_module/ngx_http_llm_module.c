@@ -54,6 +54,24 @@ static ngx_conf_enum_t  ngx_http_llm_cache_scopes[] = {
 };
 
 
+static ngx_conf_num_bounds_t  ngx_http_llm_limit_status_bounds = {
+    ngx_conf_check_num_bounds, 400, 599
+};
+
+static ngx_conf_num_bounds_t  ngx_http_llm_percent_bounds = {
+    ngx_conf_check_num_bounds, 0, 100
+};
+
+
+static ngx_conf_enum_t  ngx_http_llm_limit_log_levels[] = {
+    { ngx_string("info"), NGX_LOG_INFO },
+    { ngx_string("notice"), NGX_LOG_NOTICE },
+    { ngx_string("warn"), NGX_LOG_WARN },
+    { ngx_string("error"), NGX_LOG_ERR },
+    { ngx_null_string, 0 }
+};
+
+
 static ngx_command_t  ngx_http_llm_commands[] = {
 
     { ngx_string("llm_pass"),
@@ -175,6 +193,41 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       offsetof(ngx_http_llm_loc_conf_t, unknown_fields),
       &ngx_http_llm_unknown_fields },
 
+    { ngx_string("llm_limit_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE3,
+      ngx_http_llm_limit_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("llm_limit"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1234,
+      ngx_http_llm_limit,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("llm_limit_status"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, limit_status),
+      &ngx_http_llm_limit_status_bounds },
+
+    { ngx_string("llm_limit_log_level"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, limit_log_level),
+      &ngx_http_llm_limit_log_levels },
+
+    { ngx_string("llm_limit_cached_discount"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, limit_cached_discount),
+      &ngx_http_llm_percent_bounds },
+
       ngx_null_command
 };
 
@@ -222,7 +275,9 @@ ngx_http_llm_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&conf->engines, cf->pool, 2,
                        sizeof(ngx_http_llm_engine_t *))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&conf->limit_zones, cf->pool, 2, sizeof(void *))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -255,6 +310,7 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
      *     conf->keys = NULL;
      *     conf->tenant = NULL;
      *     conf->weight = NULL;
+     *     conf->limits = NULL;
      *     conf->serves = 0;
      */
 
@@ -270,6 +326,9 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
     conf->ignore_client_abort = NGX_CONF_UNSET;
     conf->intercept_errors = NGX_CONF_UNSET;
     conf->unknown_fields = NGX_CONF_UNSET_UINT;
+    conf->limit_status = NGX_CONF_UNSET_UINT;
+    conf->limit_log_level = NGX_CONF_UNSET_UINT;
+    conf->limit_cached_discount = NGX_CONF_UNSET_UINT;
 
     return conf;
 }
@@ -321,6 +380,17 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_value(conf->intercept_errors, prev->intercept_errors, 0);
     ngx_conf_merge_uint_value(conf->unknown_fields, prev->unknown_fields,
                               NGX_HTTP_LLM_UNKNOWN_IGNORE);
+
+    if (conf->limits == NULL) {
+        conf->limits = prev->limits;
+    }
+
+    ngx_conf_merge_uint_value(conf->limit_status, prev->limit_status,
+                              NGX_HTTP_TOO_MANY_REQUESTS);
+    ngx_conf_merge_uint_value(conf->limit_log_level, prev->limit_log_level,
+                              NGX_LOG_ERR);
+    ngx_conf_merge_uint_value(conf->limit_cached_discount,
+                              prev->limit_cached_discount, 0);
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
@@ -409,6 +479,8 @@ ngx_http_llm_init_process(ngx_cycle_t *cycle)
     /* a seed of its own, or keys that collide here collide everywhere */
 
     json_object_seed(0);
+
+    ngx_http_llm_limit_init_process(lmcf);
 
     engines = lmcf->engines.elts;
 

@@ -16,6 +16,7 @@
  *   answer.c    OpenAI's objects, written by writer.c
  *   output.c    sends them as the client takes them
  *   error.c     OpenAI's error object, also for what nginx itself refuses
+ *   limit.c     what it may use, and what it used, of limit_zone.c's buckets
  */
 
 
@@ -49,9 +50,11 @@
 #define NGX_HTTP_LLM_MAX_PAYLOAD     (LLM_IPC_DEFAULT_W_ARENA / 2)
 
 
-typedef struct ngx_http_llm_ctx_s     ngx_http_llm_ctx_t;
-typedef struct ngx_http_llm_engine_s  ngx_http_llm_engine_t;
-typedef struct ngx_http_llm_choice_s  ngx_http_llm_choice_t;
+typedef struct ngx_http_llm_ctx_s      ngx_http_llm_ctx_t;
+typedef struct ngx_http_llm_engine_s   ngx_http_llm_engine_t;
+typedef struct ngx_http_llm_choice_s   ngx_http_llm_choice_t;
+typedef struct ngx_http_llm_limited_s  ngx_http_llm_limited_t;
+typedef struct ngx_http_llm_charge_s   ngx_http_llm_charge_t;
 
 typedef void (*ngx_http_llm_resume_pt)(ngx_http_llm_ctx_t *ctx);
 typedef ngx_int_t (*ngx_http_llm_state_answer_pt)(ngx_http_llm_ctx_t *ctx);
@@ -81,6 +84,7 @@ typedef struct {
 typedef struct {
     ngx_array_t                  engines;  /* of ngx_http_llm_engine_t * */
     ngx_array_t                  keys;     /* of ngx_http_llm_keys_t * */
+    ngx_array_t                  limit_zones;  /* of their files */
 
     /* of this worker */
     ngx_msec_t                   exiting;  /* since when; 0: it is not */
@@ -115,6 +119,11 @@ typedef struct {
     ngx_flag_t                   intercept_errors;
     ngx_uint_t                   unknown_fields;
 
+    ngx_array_t                 *limits;   /* of ngx_http_llm_limit_t */
+    ngx_uint_t                   limit_status;
+    ngx_uint_t                   limit_log_level;
+    ngx_uint_t                   limit_cached_discount;  /* percent */
+
     /* of a serving location, where it was said */
     u_char                      *file;
     ngx_uint_t                   line;
@@ -137,6 +146,7 @@ typedef struct {
 
 typedef struct {
     ngx_http_llm_ctx_t          *ctx;        /* NULL: its client is gone */
+    ngx_http_llm_charge_t       *charge;     /* NULL: nothing is held for it */
     ngx_msec_t                   cancelled;  /* when it lost ctx */
     uint32_t                     generation;
     uint32_t                     choices;
@@ -173,6 +183,7 @@ struct ngx_http_llm_engine_s {
     ngx_uint_t                   in_flight;
     ngx_uint_t                   choices;    /* of these */
     ngx_uint_t                   cancelled;  /* of these: without a request */
+    ngx_uint_t                   unsettled;  /* of those: with a charge */
 
     ngx_queue_t                  waiting;    /* requests: for the session, */
                                              /* or for room in it */
@@ -292,6 +303,10 @@ struct ngx_http_llm_ctx_s {
     ngx_http_llm_params_t        params;
     uint32_t                     weight;     /* of the tenant */
 
+    /* limits */
+    ngx_http_llm_limited_t      *limited;    /* NULL: there are none */
+    uint32_t                     allowed;    /* tokens of a choice */
+
     /* engine */
     ngx_http_llm_engine_t       *engine;     /* from SUBMIT to FINISHED */
     ngx_http_llm_engine_t       *crowded;    /* where it waits for room */
@@ -323,6 +338,9 @@ struct ngx_http_llm_ctx_s {
     unsigned                     answered:1;   /* not by nginx itself */
     unsigned                     in_flight:1;  /* from begin to finalize */
     unsigned                     queued:1;
+    unsigned                     held:1;       /* until it is released */
+    unsigned                     admitted:1;   /* by the limits */
+    unsigned                     fits:1;       /* may get less than asked */
     unsigned                     done:1;       /* no record will follow */
     unsigned                     ended:1;      /* the last event is written */
     unsigned                     unheard:1;    /* its client is gone */
@@ -461,8 +479,11 @@ ngx_int_t ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
 /* grants what ctx owes */
 void ngx_http_llm_engine_credit(ngx_http_llm_ctx_t *ctx);
 
-/* grants what there was no room for, now that the engine has made some */
+/* sends what there was no room for, now that the engine has made some */
 void ngx_http_llm_engine_pay(ngx_http_llm_engine_t *engine);
+
+/* lets the engine begin with what was admitted, unless it is too early */
+void ngx_http_llm_engine_allow(ngx_http_llm_ctx_t *ctx);
 
 /* takes ctx out of every queue and slot, cancelling what is not finished */
 void ngx_http_llm_engine_release(ngx_http_llm_ctx_t *ctx);
@@ -593,6 +614,49 @@ ngx_http_llm_error_t *ngx_http_llm_refusal(ngx_http_llm_ctx_t *ctx,
 void ngx_http_llm_finished_error(ngx_http_llm_ctx_t *ctx);
 
 ngx_int_t ngx_http_llm_init_filter(ngx_conf_t *cf);
+
+
+/* ngx_http_llm_limit.c */
+
+/*
+ * Before the body is read: counts the request, and sees whether tokens are
+ * left.  NGX_OK, NGX_ERROR, or NGX_DECLINED: ctx->error says why not.
+ */
+ngx_int_t ngx_http_llm_limit_check(ngx_http_llm_ctx_t *ctx);
+
+/* whether the engine must wait for ngx_http_llm_limit_reserve(), and a delay */
+ngx_uint_t ngx_http_llm_limit_holds(ngx_http_llm_ctx_t *ctx);
+
+/*
+ * When the prompt was counted: holds what it may use at most, and says in
+ * ctx->allowed what that is.  Results are those of ngx_http_llm_limit_check().
+ */
+ngx_int_t ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx);
+
+/* until it may begin; not positive: it may now */
+ngx_msec_int_t ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx);
+
+/* notes tokens of the completion; then one of these ends the charge */
+void ngx_http_llm_limit_came(ngx_http_llm_charge_t *charge, uint32_t tokens);
+void ngx_http_llm_limit_finished(ngx_http_llm_charge_t *charge,
+    struct llm_ipc_finished *finished);
+void ngx_http_llm_limit_lost(ngx_http_llm_charge_t *charge);
+
+/* of $llm_limit_status; empty where there is no limit */
+ngx_str_t *ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx);
+
+/* x-ratelimit-… */
+ngx_int_t ngx_http_llm_limit_headers(ngx_http_llm_ctx_t *ctx);
+
+char *ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+
+/* ngx_http_llm_limit_zone.c */
+
+char *ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+/* a worker begins: those that are gone may have left something */
+void ngx_http_llm_limit_init_process(ngx_http_llm_main_conf_t *lmcf);
 
 
 #endif /* _NGX_HTTP_LLM_MODULE_H_INCLUDED_ */

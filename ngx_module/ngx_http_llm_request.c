@@ -38,6 +38,7 @@ static void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx,
 static ngx_int_t ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_model_t *model, ngx_http_llm_engine_t *engine);
 static ngx_int_t ngx_http_llm_note(ngx_http_llm_ctx_t *ctx, ngx_int_t rc);
+static void ngx_http_llm_admit(ngx_http_llm_ctx_t *ctx);
 
 
 static ngx_http_llm_error_t  ngx_http_llm_unnamed_model = {
@@ -334,6 +335,8 @@ ngx_http_llm_timer_handler(ngx_event_t *ev)
         keep_alive = 1;
     }
 
+    ngx_http_llm_engine_allow(ctx);
+
     ngx_http_llm_arm(ctx);
 
     if (error) {
@@ -477,6 +480,11 @@ ngx_http_llm_arm(ngx_http_llm_ctx_t *ctx)
 
         left = ngx_http_llm_keep_alive_left(ctx);
         next = ngx_min(next, left);
+
+        if (ctx->admitted) {
+            left = ngx_http_llm_limit_delay_left(ctx);
+            next = ngx_min(next, left);
+        }
     }
 
     ngx_add_timer(&ctx->timer, ngx_max(next, 1));
@@ -615,6 +623,10 @@ ngx_http_llm_token(ngx_http_llm_ctx_t *ctx, struct llm_ipc_token_view *token)
     uint32_t                 len, charge;
     ngx_http_llm_account_t  *account;
 
+    if (ctx->held) {
+        return NGX_ERROR;
+    }
+
     account = &ctx->account;
     len = token->head.text_length;
 
@@ -653,6 +665,10 @@ ngx_int_t
 ngx_http_llm_choice_end(ngx_http_llm_ctx_t *ctx,
     struct llm_ipc_choice_end *end)
 {
+    if (ctx->held) {
+        return NGX_ERROR;
+    }
+
     ctx->account.finish_reason = ngx_http_llm_finish_reason(end->reason);
 
     return ngx_http_llm_note(ctx, ngx_http_llm_add_end(ctx, end->choice,
@@ -729,6 +745,11 @@ ngx_http_llm_process(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
+    if (ctx->held) {
+        ngx_http_llm_admit(ctx);
+        return;
+    }
+
     if (ctx->params.stream) {
         ngx_http_llm_stream(ctx);
         return;
@@ -739,4 +760,36 @@ ngx_http_llm_process(ngx_http_llm_ctx_t *ctx)
         ngx_http_llm_finalize(ctx, ngx_http_llm_send_json(ctx, NGX_HTTP_OK,
                                                           &ctx->writer));
     }
+}
+
+
+/* the engine has counted the prompt, and waits for the limits */
+
+static void
+ngx_http_llm_admit(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_int_t             rc;
+    ngx_http_llm_error_t  error;
+
+    if (ctx->admitted || !ctx->account.counted) {
+        return;
+    }
+
+    rc = ngx_http_llm_limit_reserve(ctx);
+
+    if (rc == NGX_DECLINED) {
+        error = ctx->error;
+        ngx_http_llm_fail(ctx, &error);
+        return;
+    }
+
+    if (rc != NGX_OK) {
+        ngx_http_llm_finalize(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR);
+        return;
+    }
+
+    ctx->admitted = 1;
+
+    ngx_http_llm_engine_allow(ctx);
+    ngx_http_llm_arm(ctx);
 }

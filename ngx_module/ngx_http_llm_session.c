@@ -25,6 +25,7 @@
 static ngx_connection_t *ngx_http_llm_engine_watch(
     ngx_http_llm_engine_t *engine, ngx_socket_t fd,
     ngx_event_handler_pt handler);
+static void ngx_http_llm_engine_settle(ngx_http_llm_engine_t *engine);
 static void ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine,
     ngx_err_t err, const char *reason);
 static void ngx_http_llm_engine_failed_handler(ngx_event_t *ev);
@@ -131,11 +132,33 @@ ngx_http_llm_engine_watch(ngx_http_llm_engine_t *engine, ngx_socket_t fd,
 }
 
 
+/* what its requests used, as far as it was told */
+
+static void
+ngx_http_llm_engine_settle(ngx_http_llm_engine_t *engine)
+{
+    uint32_t  i;
+
+    if (engine->slots == NULL) {
+        return;
+    }
+
+    for (i = 0; i < engine->session.slots; i++) {
+
+        if (engine->slots[i].charge) {
+            ngx_http_llm_limit_lost(engine->slots[i].charge);
+        }
+    }
+}
+
+
 /* no more than its own resources: requests are the caller's */
 
 void
 ngx_http_llm_engine_close(ngx_http_llm_engine_t *engine)
 {
+    ngx_http_llm_engine_settle(engine);
+
     if (engine->timer.timer_set) {
         ngx_del_timer(&engine->timer);
     }
@@ -168,6 +191,7 @@ ngx_http_llm_engine_close(ngx_http_llm_engine_t *engine)
     engine->in_flight = 0;
     engine->choices = 0;
     engine->cancelled = 0;
+    engine->unsettled = 0;
     engine->owes = 0;
     engine->crowded = 0;
 }

@@ -18,6 +18,8 @@ static ngx_int_t ngx_http_llm_mtp_acceptance_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_finish_reason_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
+static ngx_int_t ngx_http_llm_limit_status_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_llm_request_id_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 
@@ -56,6 +58,9 @@ static ngx_http_variable_t  ngx_http_llm_vars[] = {
 
     { ngx_string("llm_finish_reason"), NULL,
       ngx_http_llm_finish_reason_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
+
+    { ngx_string("llm_limit_status"), NULL,
+      ngx_http_llm_limit_status_variable, 0, NGX_HTTP_VAR_NOCACHEABLE, 0 },
 
     { ngx_string("llm_request_id"), NULL, ngx_http_llm_request_id_variable, 0,
       NGX_HTTP_VAR_NOCACHEABLE, 0 },
@@ -320,6 +325,29 @@ ngx_http_llm_finish_reason_variable(ngx_http_request_t *r,
     reason = (u_char *) ctx->account.finish_reason;
 
     return ngx_http_llm_set_variable(v, reason, ngx_strlen(reason));
+}
+
+
+static ngx_int_t
+ngx_http_llm_limit_status_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data)
+{
+    ngx_str_t           *status;
+    ngx_http_llm_ctx_t  *ctx;
+
+    ctx = ngx_http_llm_get_ctx(r);
+
+    if (ctx) {
+        status = ngx_http_llm_limit_status(ctx);
+
+        if (status->len) {
+            return ngx_http_llm_set_variable(v, status->data, status->len);
+        }
+    }
+
+    v->not_found = 1;
+
+    return NGX_OK;
 }
 
 

@@ -111,6 +111,52 @@ refused('llm_weight twice', qr/duplicate/, qr/2;/, location => "llm_weight 1;\nl
 refused('llm_cache_scope', qr/invalid value "all"/, qr/all/, location => 'llm_cache_scope all;');
 accepted("llm_cache_scope $_", location => "llm_cache_scope $_;") for qw(tenant public off);
 
+# limits
+
+my $limits = "llm_limit_zone \$remote_addr zone=a:1m rate=10t/m;\nllm_limit_zone \$llm_tenant zone=b:32k rate=5r/s;";
+accepted('limits', http => $limits, location => <<'EOT');
+    llm_limit zone=a burst=100 nodelay dry_run;
+    llm_limit zone=b;
+    llm_limit_status 503;
+    llm_limit_log_level info;
+    llm_limit_cached_discount 100;
+EOT
+accepted('limits before their zone', http => "llm_limit zone=a;\n$limits");
+for my $bad (qw(10 10t 10t/h 0t/m -1t/m 1.5t/m t/m 10x/m 10t/m1 1000000000001t/m 20000000000t/s), '') {
+    refused("rate=$bad", qr/invalid rate "rate=\Q$bad"/, qr/rate=\Q$bad;/,
+        http => "llm_limit_zone \$remote_addr zone=a:1m rate=$bad;");
+}
+refused("zone=$_", qr/invalid zone size|is too small/, qr/zone=\Q$_/,
+    http => "llm_limit_zone \$remote_addr zone=$_ rate=1t/m;")
+    for qw(a a:x a:31k a:-1);
+refused('a zone without a name', qr/must have "zone" parameter/, qr/zone=:/,
+    http => 'llm_limit_zone $remote_addr zone=:1m rate=1t/m;');
+refused('a zone without a rate', qr/must have "rate" parameter/, qr/zone=a:1m zone/,
+    http => 'llm_limit_zone $remote_addr zone=a:1m zone=a:1m;');
+refused('a zone with something else', qr/invalid parameter "sync"/, qr/sync/,
+    http => 'llm_limit_zone $remote_addr zone=a:1m sync;');
+refused('a zone twice', qr/"a" is already bound to key "\$remote_addr"/, qr/other/,
+    http => "$limits\nllm_limit_zone other zone=a:1m rate=1t/m;");
+for my $bad (qw(0 -1 x 1.5 1000000000001), '') {
+    refused("burst=$bad", qr/invalid burst value/, qr/burst=\Q$bad/, http => $limits,
+        location => "llm_limit zone=a burst=$bad;");
+}
+refused('llm_limit without a zone', qr/must have "zone" parameter/, qr/burst=1;/, http => $limits,
+    location => 'llm_limit burst=1;');
+refused('llm_limit with something else', qr/invalid parameter "delay=1"/, qr/delay=1/, http => $limits,
+    location => 'llm_limit zone=a delay=1;');
+refused('a limit twice', qr/"llm_limit" directive is duplicate/, qr/burst=2/, http => $limits,
+    location => "llm_limit zone=a;\nllm_limit zone=a burst=2;");
+{
+    my ($good, $said) = $t->nginx_new(location => 'llm_limit zone=none;')->test;
+    ok(!$good && $said =~ /zero size shared memory zone "none"/, 'a zone that is not there');
+}
+refused("llm_limit_status $_", qr/value must be|invalid/, qr/llm_limit_status $_/,
+    location => "llm_limit_status $_;") for qw(399 600 x);
+refused('llm_limit_log_level', qr/invalid value "crit"/, qr/crit/, location => 'llm_limit_log_level crit;');
+refused("llm_limit_cached_discount $_", qr/value must be|invalid/, qr/discount $_/,
+    location => "llm_limit_cached_discount $_;") for qw(-1 101 x);
+
 # nginx -t opens no socket and starts nothing
 
 my $engine = $t->fake_engine;

@@ -362,6 +362,8 @@ struct llm_ipc_finished {
     uint32_t drafted_tokens, accepted_tokens;
     uint64_t queue_ns, first_token_ns, total_ns; /* since SUBMIT was read */
     char detail[80]; /* fixed text, zero terminated; never of the prompt */
+    uint32_t read_tokens; /* prompt_tokens once its turn has come, 0 before */
+    uint32_t reserved;
 };
 
 struct llm_ipc_purged {
@@ -641,7 +643,9 @@ LLM_IPC_AT(llm_ipc_finished, queue_ns, 48);
 LLM_IPC_AT(llm_ipc_finished, first_token_ns, 56);
 LLM_IPC_AT(llm_ipc_finished, total_ns, 64);
 LLM_IPC_AT(llm_ipc_finished, detail, 72);
-LLM_IPC_IS(llm_ipc_finished, 152);
+LLM_IPC_AT(llm_ipc_finished, read_tokens, 152);
+LLM_IPC_AT(llm_ipc_finished, reserved, 156);
+LLM_IPC_IS(llm_ipc_finished, 160);
 
 LLM_IPC_AT(llm_ipc_state, magic, 0);
 LLM_IPC_AT(llm_ipc_state, version, 4);

@@ -543,6 +543,7 @@ static void report_usage(const struct llm_call *call, struct llm_ipc_finished *f
 {
     f->prompt_tokens = call->prompt_tokens;
     f->cached_tokens = call->cached_tokens;
+    f->read_tokens = call->started_ns != 0 ? call->prompt_tokens : 0;
     for (uint32_t i = 0; i < call->request.n_sequences; i++) {
         f->completion_tokens += call->choices[i].n_tokens;
     }

@@ -44,6 +44,7 @@ struct request {
     uint64_t first_token;
     uint32_t sent; /* tokens of all choices */
     uint32_t n_choices, turn, ended;
+    bool begun; /* its prompt is read */
     bool misbehaved;
     bool cancelled;
     uint32_t status; /* enum llm_ipc_status of FINISHED */

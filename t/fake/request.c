@@ -75,7 +75,8 @@ bool send_finished(struct request *q)
                                  .cached_tokens = q->script.cached,
                                  .completion_tokens = q->script.completion,
                                  .drafted_tokens = q->script.drafted,
-                                 .accepted_tokens = q->script.accepted};
+                                 .accepted_tokens = q->script.accepted,
+                                 .read_tokens = q->begun ? q->script.prompt : 0};
     uint64_t now = fake_now();
 
     if (f.completion_tokens == SCRIPT_NEVER) {
@@ -268,6 +269,13 @@ static void enter(struct request *q, enum stage stage, uint64_t due)
     q->due = due;
 }
 
+/* Its turn has come, unless it is refused. */
+static void begin(struct request *q, uint64_t now)
+{
+    q->begun = q->script.tokens != 0 || q->status == LLM_IPC_OK;
+    enter(q, STAGE_TOKENS, now + q->script.first_ms * MS);
+}
+
 static enum step step_counted(struct request *q, uint64_t now)
 {
     if (q->script.hang == HANG_COUNTED) {
@@ -276,10 +284,10 @@ static enum step step_counted(struct request *q, uint64_t now)
     if (q->script.counted_ms != SCRIPT_NEVER && !send_counted(q)) {
         return STEP_WAIT;
     }
-    if (q->submit.flags & LLM_IPC_AWAIT_RELEASE) {
+    if ((q->submit.flags & LLM_IPC_AWAIT_RELEASE) && !q->script.no_release) {
         enter(q, STAGE_RELEASE, UINT64_MAX);
     } else {
-        enter(q, STAGE_TOKENS, now + q->script.first_ms * MS);
+        begin(q, now);
     }
     return STEP_ON;
 }
@@ -413,7 +421,7 @@ void request_release(struct request *q, uint32_t max_tokens)
 {
     if (q->stage == STAGE_RELEASE) {
         q->submit.max_tokens = max_tokens;
-        enter(q, STAGE_TOKENS, fake_now() + q->script.first_ms * MS);
+        begin(q, fake_now());
     }
 }
 

@@ -152,6 +152,10 @@ static bool word(struct script *s, const char *name, const char *value, bool *kn
         s->no_credit = !on;
         return true;
     }
+    if (strcmp(name, "release") == 0 && lookup(switches, value, &on)) {
+        s->no_release = !on;
+        return true;
+    }
 
     *known = false;
     return false;

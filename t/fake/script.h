@@ -36,6 +36,7 @@
  *   hang=counted|first|end   stops for ever before that; CANCEL still ends it
  *   deadlines=on      obeys the request's deadlines (off: the worker's own timers are tested)
  *   credit=off        sends without asking for credit
+ *   release=off       begins without waiting for RELEASE
  *
  * Misbehaviour: bad=KIND, done once after `at` tokens (0), then the script goes on if it can. The
  * kinds stand in t/fake/misbehave.c. */
@@ -62,7 +63,7 @@ struct script {
     uint32_t retry_ms, prompt, cached, completion, drafted, accepted;
     uint32_t counted_ms, first_ms, every_ms, end_ms, cancel_ms;
     uint32_t hang; /* enum script_hang */
-    bool deadlines, no_credit;
+    bool deadlines, no_credit, no_release;
     uint32_t bad; /* index of t/fake/misbehave.c's kinds + 1, 0: none */
     uint32_t at;
 };

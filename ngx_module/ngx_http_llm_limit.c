@@ -1,0 +1,849 @@
+
+/*
+ * What a request may use, and what it used.
+ *
+ * Requests are counted before the body is read.  Of tokens there must be some
+ * left then; once the engine has counted the prompt, room is held for it and
+ * for the longest completion, or the request is refused.  What was used is
+ * settled once, from FINISHED: also when the client is gone by then.
+ */
+
+
+#include "ngx_module/ngx_http_llm_limit.h"
+
+
+/* of $llm_limit_status; of several limits the greatest counts */
+
+typedef enum {
+    NGX_HTTP_LLM_LIMIT_NONE = 0,
+    NGX_HTTP_LLM_LIMIT_PASSED,
+    NGX_HTTP_LLM_LIMIT_DELAYED_DRY_RUN,
+    NGX_HTTP_LLM_LIMIT_REJECTED_DRY_RUN,
+    NGX_HTTP_LLM_LIMIT_DELAYED,
+    NGX_HTTP_LLM_LIMIT_REJECTED
+} ngx_http_llm_limit_status_e;
+
+
+typedef struct {
+    ngx_shm_zone_t               *shm_zone;
+    int64_t                       burst;     /* 0: a minute of the rate */
+    unsigned                      nodelay:1;
+    unsigned                      dry_run:1;
+} ngx_http_llm_limit_t;
+
+
+/* of a request */
+
+struct ngx_http_llm_limited_s {
+    ngx_http_llm_limit_t         *limits;
+    ngx_uint_t                    n;
+    ngx_http_llm_limit_status_e   status;
+    ngx_msec_t                    begin;     /* not before */
+    ngx_str_t                     keys[1];   /* empty: it is not limited */
+};
+
+
+typedef struct {
+    ngx_http_llm_limit_zone_t    *zone;
+    ngx_http_llm_limit_hold_t    *hold;
+} ngx_http_llm_limit_held_t;
+
+
+/* outlives the request */
+
+struct ngx_http_llm_charge_s {
+    uint32_t                      prompt;
+    uint32_t                      completion;  /* that has come */
+    uint32_t                      discount;    /* percent */
+    uint32_t                      n;
+    ngx_http_llm_limit_held_t     held[1];
+};
+
+
+static ngx_int_t ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_look(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx,
+    ngx_uint_t tokens, int64_t n, ngx_http_llm_charge_t *charge);
+static void ngx_http_llm_limit_delay(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_limit_t *limit, int64_t used);
+static ngx_int_t ngx_http_llm_limit_refuse(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_limit_t *limit, int64_t used, int64_t n);
+static void ngx_http_llm_limit_set_status(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_limit_status_e status);
+static ngx_int_t ngx_http_llm_limit_fit(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_check_delay(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_error(ngx_http_llm_ctx_t *ctx,
+    ngx_uint_t status, ngx_uint_t retry_after, const char *code,
+    const char *param, const char *fmt, ...);
+static int64_t ngx_http_llm_limit_burst(ngx_http_llm_limit_t *limit);
+static ngx_http_llm_charge_t *ngx_http_llm_limit_new_charge(
+    ngx_http_llm_ctx_t *ctx);
+static void ngx_http_llm_limit_end_charge(ngx_http_llm_charge_t *charge,
+    int64_t amount);
+static ngx_int_t ngx_http_llm_limit_add_headers(ngx_http_llm_ctx_t *ctx,
+    ngx_uint_t tokens);
+static ngx_int_t ngx_http_llm_limit_add_header(ngx_http_request_t *r,
+    const char *key, const char *fmt, ...);
+
+
+/* as long as a text of an error can get */
+#define NGX_HTTP_LLM_LIMIT_TEXT  256
+
+
+ngx_int_t
+ngx_http_llm_limit_check(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_int_t               rc;
+    ngx_http_llm_charge_t  *charge;
+
+    if (ngx_http_llm_limit_evaluate(ctx) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    if (ctx->limited == NULL) {
+        return NGX_OK;
+    }
+
+    rc = ngx_http_llm_limit_look(ctx);
+
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    charge = ngx_http_llm_limit_new_charge(ctx);
+    if (charge == NULL) {
+        return NGX_ERROR;
+    }
+
+    rc = ngx_http_llm_limit_take(ctx, 0, 1, charge);
+
+    /* it is made, whatever becomes of it */
+
+    ngx_http_llm_limit_end_charge(charge,
+                                  rc == NGX_OK ? NGX_HTTP_LLM_LIMIT_UNIT : 0);
+
+    return rc;
+}
+
+
+/* the location's limits and the values of their keys */
+
+static ngx_int_t
+ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_str_t                  *key;
+    ngx_uint_t                  i, n;
+    ngx_http_llm_limit_t       *limits;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_loc_conf_t    *llcf;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    if (ctx->limited || llcf->limits == NULL) {
+        return NGX_OK;
+    }
+
+    limits = llcf->limits->elts;
+    n = llcf->limits->nelts;
+
+    limited = ngx_pcalloc(ctx->request->pool,
+                          sizeof(ngx_http_llm_limited_t)
+                          + (n - 1) * sizeof(ngx_str_t));
+    if (limited == NULL) {
+        return NGX_ERROR;
+    }
+
+    limited->limits = limits;
+    limited->n = n;
+    limited->begin = ngx_current_msec;
+
+    for (i = 0; i < n; i++) {
+        key = &limited->keys[i];
+        zone = limits[i].shm_zone->data;
+
+        if (ngx_http_complex_value(ctx->request, &zone->key, key) != NGX_OK) {
+            return NGX_ERROR;
+        }
+
+        if (key->len > 65535) {
+            ngx_log_error(NGX_LOG_ERR, ctx->request->connection->log, 0,
+                          "the value of the \"%V\" key is more than 65535 "
+                          "bytes", &zone->key.value);
+            key->len = 0;
+        }
+    }
+
+    ctx->limited = limited;
+
+    return NGX_OK;
+}
+
+
+/* where no token is left there is no need to count the prompt */
+
+static ngx_int_t
+ngx_http_llm_limit_look(ngx_http_llm_ctx_t *ctx)
+{
+    int64_t                     used;
+    ngx_uint_t                  i;
+    ngx_http_llm_limit_t       *limit;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    limited = ctx->limited;
+
+    for (i = 0; i < limited->n; i++) {
+        limit = &limited->limits[i];
+        zone = limit->shm_zone->data;
+
+        if (!zone->tokens || limited->keys[i].len == 0 || limit->dry_run) {
+            continue;
+        }
+
+        if (ngx_http_llm_limit_hold(zone, &limited->keys[i],
+                                    NGX_HTTP_LLM_LIMIT_UNIT,
+                                    ngx_http_llm_limit_burst(limit), &used,
+                                    NULL)
+            != NGX_OK)
+        {
+            return ngx_http_llm_limit_refuse(ctx, limit, used, 1);
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+/* n tokens, or requests, of all limits of them; on failure of some */
+
+static ngx_int_t
+ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens, int64_t n,
+    ngx_http_llm_charge_t *charge)
+{
+    int64_t                     used;
+    ngx_int_t                   rc;
+    ngx_uint_t                  i;
+    ngx_http_llm_limit_t       *limit;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_limit_zone_t  *zone;
+    ngx_http_llm_limit_held_t  *held;
+
+    limited = ctx->limited;
+
+    for (i = 0; i < limited->n; i++) {
+        limit = &limited->limits[i];
+        zone = limit->shm_zone->data;
+
+        if (zone->tokens != tokens || limited->keys[i].len == 0) {
+            continue;
+        }
+
+        held = &charge->held[charge->n];
+        held->zone = zone;
+
+        if (ngx_http_llm_limit_hold(zone, &limited->keys[i],
+                                    n * NGX_HTTP_LLM_LIMIT_UNIT,
+                                    ngx_http_llm_limit_burst(limit), &used,
+                                    &held->hold)
+            == NGX_OK)
+        {
+            charge->n++;
+            ngx_http_llm_limit_delay(ctx, limit, used);
+            continue;
+        }
+
+        rc = ngx_http_llm_limit_refuse(ctx, limit, used, n);
+
+        if (rc != NGX_OK) {
+            return rc;
+        }
+    }
+
+    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_PASSED);
+
+    return NGX_OK;
+}
+
+
+/* what was used before it has to drain first */
+
+static void
+ngx_http_llm_limit_delay(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limit_t *limit,
+    int64_t used)
+{
+    ngx_uint_t                  level;
+    ngx_msec_t                  delay;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_loc_conf_t    *llcf;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    if (limit->nodelay || used == 0) {
+        return;
+    }
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    zone = limit->shm_zone->data;
+    delay = (used + zone->rate - 1) / zone->rate;
+
+    level = ngx_min(llcf->limit_log_level + 1, NGX_LOG_INFO);
+
+    ngx_log_error(level, ctx->request->connection->log, 0,
+                  "delaying request%s by %M ms by zone \"%V\"",
+                  limit->dry_run ? ", dry run," : "", delay, zone->name);
+
+    if (limit->dry_run) {
+        ngx_http_llm_limit_set_status(ctx,
+                                      NGX_HTTP_LLM_LIMIT_DELAYED_DRY_RUN);
+        return;
+    }
+
+    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_DELAYED);
+
+    limited = ctx->limited;
+
+    if ((ngx_msec_int_t) (ngx_current_msec + delay - limited->begin) > 0) {
+        limited->begin = ngx_current_msec + delay;
+    }
+}
+
+
+/* NGX_OK: it is a dry run; NGX_DECLINED: ctx->error tells the client */
+
+static ngx_int_t
+ngx_http_llm_limit_refuse(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limit_t *limit,
+    int64_t used, int64_t n)
+{
+    int64_t                     ms, limits, uses;
+    const char                 *what;
+    ngx_uint_t                  after;
+    ngx_http_llm_loc_conf_t    *llcf;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    zone = limit->shm_zone->data;
+    what = zone->tokens ? "tokens" : "requests";
+
+    uses = (used + NGX_HTTP_LLM_LIMIT_UNIT - 1) / NGX_HTTP_LLM_LIMIT_UNIT;
+    limits = ngx_http_llm_limit_burst(limit) / NGX_HTTP_LLM_LIMIT_UNIT;
+
+    ngx_log_error(llcf->limit_log_level, ctx->request->connection->log, 0,
+                  "limiting %s%s, %L asked for, %L of %L in use by zone "
+                  "\"%V\"",
+                  what, limit->dry_run ? ", dry run" : "", n, uses, limits,
+                  zone->name);
+
+    if (limit->dry_run) {
+        ngx_http_llm_limit_set_status(ctx,
+                                      NGX_HTTP_LLM_LIMIT_REJECTED_DRY_RUN);
+        return NGX_OK;
+    }
+
+    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_REJECTED);
+
+    ms = (used + n * NGX_HTTP_LLM_LIMIT_UNIT - ngx_http_llm_limit_burst(limit))
+         / zone->rate;
+
+    after = ngx_max(ms, 0) / 1000 + 1;
+
+    return ngx_http_llm_limit_error(ctx, llcf->limit_status, after,
+                                    "rate_limit_exceeded", NULL,
+                                    "Rate limit reached for %s: %L of %L are "
+                                    "in use, %L asked for. Please try again "
+                                    "in %ui s.",
+                                    what, uses, limits, n, after);
+}
+
+
+static void
+ngx_http_llm_limit_set_status(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_limit_status_e status)
+{
+    ctx->limited->status = ngx_max(ctx->limited->status, status);
+}
+
+
+ngx_uint_t
+ngx_http_llm_limit_holds(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_uint_t                  i;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    limited = ctx->limited;
+
+    if (limited == NULL) {
+        return 0;
+    }
+
+    for (i = 0; i < limited->n; i++) {
+        zone = limited->limits[i].shm_zone->data;
+
+        if (zone->tokens && limited->keys[i].len) {
+            return 1;
+        }
+    }
+
+    return ngx_http_llm_limit_delay_left(ctx) > 0;
+}
+
+
+ngx_int_t
+ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx)
+{
+    int64_t                 n;
+    ngx_int_t               rc;
+    ngx_http_llm_charge_t  *charge;
+
+    ctx->allowed = ctx->params.n_max_tokens;
+
+    if (ngx_http_llm_limit_fit(ctx) != NGX_OK) {
+        return NGX_DECLINED;
+    }
+
+    charge = ngx_http_llm_limit_new_charge(ctx);
+    if (charge == NULL) {
+        return NGX_ERROR;
+    }
+
+    n = ctx->account.prompt_tokens
+        + (int64_t) ctx->params.n_choices * ctx->allowed;
+
+    rc = ngx_http_llm_limit_take(ctx, 1, n, charge);
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_llm_limit_check_delay(ctx);
+    }
+
+    if (rc != NGX_OK) {
+        ngx_http_llm_limit_end_charge(charge, 0);
+        return rc;
+    }
+
+    charge->prompt = ctx->account.prompt_tokens;
+
+    ctx->engine->slots[ctx->slot].charge = charge;
+
+    return NGX_OK;
+}
+
+
+/*
+ * A request that can never fit is refused for good.  One that did not say how
+ * long its completion may get is as long as fits.
+ */
+
+static ngx_int_t
+ngx_http_llm_limit_fit(ngx_http_llm_ctx_t *ctx)
+{
+    int64_t                     prompt, most, n;
+    ngx_uint_t                  i;
+    ngx_http_llm_limit_t       *limit;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    limited = ctx->limited;
+    prompt = ctx->account.prompt_tokens;
+    n = ctx->params.n_choices;
+
+    for (i = 0; i < limited->n; i++) {
+        limit = &limited->limits[i];
+        zone = limit->shm_zone->data;
+
+        if (!zone->tokens || limited->keys[i].len == 0 || limit->dry_run) {
+            continue;
+        }
+
+        most = ngx_http_llm_limit_burst(limit) / NGX_HTTP_LLM_LIMIT_UNIT;
+
+        if (prompt + n * ctx->allowed <= most) {
+            continue;
+        }
+
+        if (ctx->fits && prompt + n <= most) {
+            ctx->allowed = (most - prompt) / n;
+            continue;
+        }
+
+        ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_REJECTED);
+
+        return ngx_http_llm_limit_error(ctx, NGX_HTTP_BAD_REQUEST, 0,
+                         "token_limit_exceeded", "max_tokens",
+                         "At most %L tokens are allowed at once. However, you "
+                         "requested %L tokens (%L in the prompt, %L in the "
+                         "completion). Please reduce the length of the prompt "
+                         "or completion.",
+                         most, prompt + n * ctx->allowed, prompt,
+                         n * ctx->allowed);
+    }
+
+    return NGX_OK;
+}
+
+
+/* a request whose time in the queue would be over first need not wait */
+
+static ngx_int_t
+ngx_http_llm_limit_check_delay(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_uint_t                after;
+    ngx_msec_int_t            delay;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    delay = ngx_http_llm_limit_delay_left(ctx);
+
+    if (llcf->queue_timeout == 0
+        || delay < (ngx_msec_int_t) llcf->queue_timeout)
+    {
+        return NGX_OK;
+    }
+
+    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_REJECTED);
+
+    after = delay / 1000 + 1;
+
+    return ngx_http_llm_limit_error(ctx, llcf->limit_status, after,
+                                    "rate_limit_exceeded", NULL,
+                                    "Rate limit reached. Please try again in "
+                                    "%ui s.",
+                                    after);
+}
+
+
+static ngx_int_t
+ngx_http_llm_limit_error(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
+    ngx_uint_t retry_after, const char *code, const char *param,
+    const char *fmt, ...)
+{
+    u_char   *text, *last;
+    va_list   args;
+
+    text = ngx_pnalloc(ctx->request->pool, NGX_HTTP_LLM_LIMIT_TEXT);
+    if (text == NULL) {
+        return NGX_ERROR;
+    }
+
+    va_start(args, fmt);
+    last = ngx_vslprintf(text, text + NGX_HTTP_LLM_LIMIT_TEXT - 1, fmt, args);
+    va_end(args);
+
+    *last = '\0';
+
+    ctx->error.status = status;
+    ctx->error.code = code;
+    ctx->error.param = param;
+    ctx->error.message = (const char *) text;
+    ctx->error.retry_after = retry_after;
+
+    return NGX_DECLINED;
+}
+
+
+static int64_t
+ngx_http_llm_limit_burst(ngx_http_llm_limit_t *limit)
+{
+    ngx_http_llm_limit_zone_t  *zone;
+
+    zone = limit->shm_zone->data;
+
+    return (limit->burst ? limit->burst : zone->rate)
+           * NGX_HTTP_LLM_LIMIT_UNIT;
+}
+
+
+static ngx_http_llm_charge_t *
+ngx_http_llm_limit_new_charge(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_http_llm_charge_t    *charge;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    charge = ngx_calloc(sizeof(ngx_http_llm_charge_t)
+                        + (ctx->limited->n - 1)
+                          * sizeof(ngx_http_llm_limit_held_t),
+                        ctx->request->connection->log);
+    if (charge) {
+        llcf = ngx_http_get_module_loc_conf(ctx->request,
+                                            ngx_http_llm_module);
+        charge->discount = llcf->limit_cached_discount;
+    }
+
+    return charge;
+}
+
+
+/* the same amount of all that is held; the charge is freed */
+
+static void
+ngx_http_llm_limit_end_charge(ngx_http_llm_charge_t *charge, int64_t amount)
+{
+    ngx_uint_t  i;
+
+    for (i = 0; i < charge->n; i++) {
+        ngx_http_llm_limit_settle(charge->held[i].zone, charge->held[i].hold,
+                                  amount);
+    }
+
+    ngx_free(charge);
+}
+
+
+void
+ngx_http_llm_limit_came(ngx_http_llm_charge_t *charge, uint32_t tokens)
+{
+    charge->completion += tokens;
+}
+
+
+void
+ngx_http_llm_limit_finished(ngx_http_llm_charge_t *charge,
+    struct llm_ipc_finished *finished)
+{
+    int64_t  amount, cached;
+
+    cached = ngx_min(finished->cached_tokens, finished->read_tokens);
+
+    amount = ((int64_t) finished->read_tokens + finished->completion_tokens)
+             * NGX_HTTP_LLM_LIMIT_UNIT
+             - cached * charge->discount * (NGX_HTTP_LLM_LIMIT_UNIT / 100);
+
+    ngx_http_llm_limit_end_charge(charge, amount);
+}
+
+
+/* the engine was lost, who has seen nothing of it has read no prompt */
+
+void
+ngx_http_llm_limit_lost(ngx_http_llm_charge_t *charge)
+{
+    int64_t  n;
+
+    n = charge->completion ? (int64_t) charge->prompt + charge->completion : 0;
+
+    ngx_http_llm_limit_end_charge(charge, n * NGX_HTTP_LLM_LIMIT_UNIT);
+}
+
+
+ngx_msec_int_t
+ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx)
+{
+    return (ngx_msec_int_t) (ctx->limited->begin - ngx_current_msec);
+}
+
+
+ngx_str_t *
+ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx)
+{
+    static ngx_str_t  names[] = {
+        ngx_null_string,
+        ngx_string("PASSED"),
+        ngx_string("DELAYED_DRY_RUN"),
+        ngx_string("REJECTED_DRY_RUN"),
+        ngx_string("DELAYED"),
+        ngx_string("REJECTED")
+    };
+
+    return &names[ctx->limited ? ctx->limited->status : 0];
+}
+
+
+/* of the limit that leaves least, of tokens and of requests */
+
+ngx_int_t
+ngx_http_llm_limit_headers(ngx_http_llm_ctx_t *ctx)
+{
+    if (ngx_http_llm_limit_evaluate(ctx) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    if (ctx->limited == NULL) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_llm_limit_add_headers(ctx, 0) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_limit_add_headers(ctx, 1);
+}
+
+
+static ngx_int_t
+ngx_http_llm_limit_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens)
+{
+    int64_t                     left, least, used, ms, most;
+    ngx_uint_t                  i;
+    ngx_http_llm_limit_t       *limit;
+    ngx_http_llm_limited_t     *limited;
+    ngx_http_llm_limit_zone_t  *zone;
+
+    static const char  *names[2][3] = {
+        { "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests",
+          "x-ratelimit-reset-requests" },
+        { "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens",
+          "x-ratelimit-reset-tokens" }
+    };
+
+    limited = ctx->limited;
+
+    least = -1;
+    most = 0;
+    ms = 0;
+
+    for (i = 0; i < limited->n; i++) {
+        limit = &limited->limits[i];
+        zone = limit->shm_zone->data;
+
+        if (zone->tokens != tokens || limited->keys[i].len == 0
+            || limit->dry_run)
+        {
+            continue;
+        }
+
+        used = ngx_http_llm_limit_used(zone, &limited->keys[i]);
+        left = ngx_max(ngx_http_llm_limit_burst(limit) - used, 0);
+
+        if (least == -1 || left < least) {
+            least = left;
+            most = ngx_http_llm_limit_burst(limit);
+            ms = (used + zone->rate - 1) / zone->rate;
+        }
+    }
+
+    if (least == -1) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_llm_limit_add_header(ctx->request, names[tokens][0], "%L",
+                                      most / NGX_HTTP_LLM_LIMIT_UNIT)
+        != NGX_OK
+        || ngx_http_llm_limit_add_header(ctx->request, names[tokens][1], "%L",
+                                         least / NGX_HTTP_LLM_LIMIT_UNIT)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_limit_add_header(ctx->request, names[tokens][2],
+                                         "%L.%03Ls", ms / 1000, ms % 1000);
+}
+
+
+static ngx_int_t
+ngx_http_llm_limit_add_header(ngx_http_request_t *r, const char *key,
+    const char *fmt, ...)
+{
+    size_t    size;
+    u_char   *value, *last;
+    va_list   args;
+
+    size = NGX_INT64_LEN + sizeof(".000s");
+
+    value = ngx_pnalloc(r->pool, size);
+    if (value == NULL) {
+        return NGX_ERROR;
+    }
+
+    va_start(args, fmt);
+    last = ngx_vslprintf(value, value + size, fmt, args);
+    va_end(args);
+
+    return ngx_http_llm_add_header(r, key, value, last - value);
+}
+
+
+char *
+ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_llm_loc_conf_t *llcf = conf;
+
+    ngx_str_t             *value, s;
+    ngx_int_t              burst;
+    ngx_uint_t             i;
+    ngx_http_llm_limit_t   limit, *limits;
+
+    value = cf->args->elts;
+
+    ngx_memzero(&limit, sizeof(ngx_http_llm_limit_t));
+
+    for (i = 1; i < cf->args->nelts; i++) {
+
+        if (ngx_strncmp(value[i].data, "zone=", 5) == 0) {
+
+            s.len = value[i].len - 5;
+            s.data = value[i].data + 5;
+
+            limit.shm_zone = ngx_shared_memory_add(cf, &s, 0,
+                                                   &ngx_http_llm_module);
+            if (limit.shm_zone == NULL) {
+                return NGX_CONF_ERROR;
+            }
+
+            continue;
+        }
+
+        if (ngx_strncmp(value[i].data, "burst=", 6) == 0) {
+
+            burst = ngx_atoi(value[i].data + 6, value[i].len - 6);
+
+            if (burst <= 0 || burst > NGX_HTTP_LLM_LIMIT_MAX) {
+                ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                                   "invalid burst value \"%V\"", &value[i]);
+                return NGX_CONF_ERROR;
+            }
+
+            limit.burst = burst;
+
+            continue;
+        }
+
+        if (ngx_strcmp(value[i].data, "nodelay") == 0) {
+            limit.nodelay = 1;
+            continue;
+        }
+
+        if (ngx_strcmp(value[i].data, "dry_run") == 0) {
+            limit.dry_run = 1;
+            continue;
+        }
+
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid parameter \"%V\"", &value[i]);
+        return NGX_CONF_ERROR;
+    }
+
+    if (limit.shm_zone == NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" must have \"zone\" parameter",
+                           &cmd->name);
+        return NGX_CONF_ERROR;
+    }
+
+    if (llcf->limits == NULL) {
+        llcf->limits = ngx_array_create(cf->pool, 2,
+                                        sizeof(ngx_http_llm_limit_t));
+        if (llcf->limits == NULL) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    limits = llcf->limits->elts;
+
+    for (i = 0; i < llcf->limits->nelts; i++) {
+        if (limits[i].shm_zone == limit.shm_zone) {
+            return "is duplicate";
+        }
+    }
+
+    limits = ngx_array_push(llcf->limits);
+    if (limits == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    *limits = limit;
+
+    return NGX_CONF_OK;
+}
