@@ -91,7 +91,7 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
         }
 
         if (slot->charge) {
-            ngx_http_llm_limit_came(slot->charge, token.head.n_ids);
+            ngx_http_llm_charge_came(slot->charge, token.head.n_ids);
         }
 
         if (ctx) {
@@ -124,7 +124,7 @@ ngx_http_llm_engine_receive(ngx_http_llm_engine_t *engine,
         engine->choices -= slot->choices;
 
         if (slot->charge) {
-            ngx_http_llm_limit_finished(slot->charge, &finished);
+            ngx_http_llm_charge_finished(slot->charge, &finished);
             slot->charge = NULL;
 
             if (ctx == NULL && --engine->unsettled == 0) {

@@ -1,66 +1,18 @@
 
 /*
- * What a request may use, and what it used.
+ * What a request may use.
  *
  * Requests are counted before the body is read.  Of tokens there must be some
  * left then; once the engine has counted the prompt, room is held for it and
- * for the longest completion, or the request is refused.  What was used is
- * settled once, from FINISHED: also when the client is gone by then.
+ * for the longest completion, or the request is refused.
  */
 
 
 #include "ngx_module/ngx_http_llm_limit.h"
 
 
-/* of $llm_limit_status; of several limits the greatest counts */
-
-typedef enum {
-    NGX_HTTP_LLM_LIMIT_NONE = 0,
-    NGX_HTTP_LLM_LIMIT_PASSED,
-    NGX_HTTP_LLM_LIMIT_DELAYED_DRY_RUN,
-    NGX_HTTP_LLM_LIMIT_REJECTED_DRY_RUN,
-    NGX_HTTP_LLM_LIMIT_DELAYED,
-    NGX_HTTP_LLM_LIMIT_REJECTED
-} ngx_http_llm_limit_status_e;
-
-
-typedef struct {
-    ngx_shm_zone_t               *shm_zone;
-    int64_t                       burst;     /* 0: a minute of the rate */
-    unsigned                      nodelay:1;
-    unsigned                      dry_run:1;
-} ngx_http_llm_limit_t;
-
-
-/* of a request */
-
-struct ngx_http_llm_limited_s {
-    ngx_http_llm_limit_t         *limits;
-    ngx_uint_t                    n;
-    ngx_http_llm_limit_status_e   status;
-    ngx_msec_t                    begin;     /* not before */
-    ngx_str_t                     keys[1];   /* empty: it is not limited */
-};
-
-
-typedef struct {
-    ngx_http_llm_limit_zone_t    *zone;
-    ngx_http_llm_limit_hold_t    *hold;
-} ngx_http_llm_limit_held_t;
-
-
-/* outlives the request */
-
-struct ngx_http_llm_charge_s {
-    uint32_t                      prompt;
-    uint32_t                      completion;  /* that has come */
-    uint32_t                      discount;    /* percent */
-    uint32_t                      n;
-    ngx_http_llm_limit_held_t     held[1];
-};
-
-
-static ngx_int_t ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_set_budget(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_limit_exhausted(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limit_look(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx,
     ngx_uint_t tokens, int64_t n, ngx_http_llm_charge_t *charge);
@@ -70,20 +22,12 @@ static ngx_int_t ngx_http_llm_limit_refuse(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_limit_t *limit, int64_t used, int64_t n);
 static void ngx_http_llm_limit_set_status(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_limit_status_e status);
+static ngx_int_t ngx_http_llm_limit_fit_budget(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limit_fit(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limit_check_delay(ngx_http_llm_ctx_t *ctx);
 static ngx_int_t ngx_http_llm_limit_error(ngx_http_llm_ctx_t *ctx,
     ngx_uint_t status, ngx_uint_t retry_after, const char *code,
     const char *param, const char *fmt, ...);
-static int64_t ngx_http_llm_limit_burst(ngx_http_llm_limit_t *limit);
-static ngx_http_llm_charge_t *ngx_http_llm_limit_new_charge(
-    ngx_http_llm_ctx_t *ctx);
-static void ngx_http_llm_limit_end_charge(ngx_http_llm_charge_t *charge,
-    int64_t amount);
-static ngx_int_t ngx_http_llm_limit_add_headers(ngx_http_llm_ctx_t *ctx,
-    ngx_uint_t tokens);
-static ngx_int_t ngx_http_llm_limit_add_header(ngx_http_request_t *r,
-    const char *key, const char *fmt, ...);
 
 
 /* as long as a text of an error can get */
@@ -104,13 +48,17 @@ ngx_http_llm_limit_check(ngx_http_llm_ctx_t *ctx)
         return NGX_OK;
     }
 
-    rc = ngx_http_llm_limit_look(ctx);
+    rc = ngx_http_llm_limit_set_budget(ctx);
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_llm_limit_look(ctx);
+    }
 
     if (rc != NGX_OK) {
         return rc;
     }
 
-    charge = ngx_http_llm_limit_new_charge(ctx);
+    charge = ngx_http_llm_charge_new(ctx);
     if (charge == NULL) {
         return NGX_ERROR;
     }
@@ -119,16 +67,14 @@ ngx_http_llm_limit_check(ngx_http_llm_ctx_t *ctx)
 
     /* it is made, whatever becomes of it */
 
-    ngx_http_llm_limit_end_charge(charge,
-                                  rc == NGX_OK ? NGX_HTTP_LLM_LIMIT_UNIT : 0);
+    ngx_http_llm_charge_end(charge,
+                            rc == NGX_OK ? NGX_HTTP_LLM_LIMIT_UNIT : 0);
 
     return rc;
 }
 
 
-/* the location's limits and the values of their keys */
-
-static ngx_int_t
+ngx_int_t
 ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx)
 {
     ngx_str_t                  *key;
@@ -140,16 +86,16 @@ ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx)
 
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
 
-    if (ctx->limited || llcf->limits == NULL) {
+    if (ctx->limited || (llcf->limits == NULL && llcf->budget == NULL)) {
         return NGX_OK;
     }
 
-    limits = llcf->limits->elts;
-    n = llcf->limits->nelts;
+    limits = llcf->limits ? llcf->limits->elts : NULL;
+    n = llcf->limits ? llcf->limits->nelts : 0;
 
     limited = ngx_pcalloc(ctx->request->pool,
                           sizeof(ngx_http_llm_limited_t)
-                          + (n - 1) * sizeof(ngx_str_t));
+                          + n * sizeof(ngx_str_t));
     if (limited == NULL) {
         return NGX_ERROR;
     }
@@ -157,6 +103,7 @@ ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx)
     limited->limits = limits;
     limited->n = n;
     limited->begin = ngx_current_msec;
+    limited->budget = -1;
 
     for (i = 0; i < n; i++) {
         key = &limited->keys[i];
@@ -177,6 +124,60 @@ ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx)
     ctx->limited = limited;
 
     return NGX_OK;
+}
+
+
+/* what a variable says is of whoever keeps the accounts: it may be overdrawn */
+
+static ngx_int_t
+ngx_http_llm_limit_set_budget(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_str_t                 value;
+    ngx_int_t                 n;
+    ngx_http_request_t       *r;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    r = ctx->request;
+
+    llcf = ngx_http_get_module_loc_conf(r, ngx_http_llm_module);
+
+    if (llcf->budget == NULL) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_complex_value(r, llcf->budget, &value) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    if (value.len == 0) {
+        return NGX_OK;
+    }
+
+    n = (value.data[0] == '-') ? 0 : ngx_atoi(value.data, value.len);
+
+    if (n == NGX_ERROR) {
+        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                      "the value \"%V\" of \"llm_budget\" is no integer",
+                      &value);
+        return NGX_ERROR;
+    }
+
+    ctx->limited->budget = n;
+
+    return n ? NGX_OK : ngx_http_llm_limit_exhausted(ctx);
+}
+
+
+static ngx_int_t
+ngx_http_llm_limit_exhausted(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_REJECTED);
+
+    return ngx_http_llm_limit_error(ctx, NGX_HTTP_TOO_MANY_REQUESTS, 0,
+                                    "insufficient_quota", NULL,
+                                    "The budget of %i tokens does not suffice "
+                                    "for this request.",
+                                    ctx->limited->budget);
 }
 
 
@@ -227,7 +228,6 @@ ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens, int64_t n,
     ngx_http_llm_limit_t       *limit;
     ngx_http_llm_limited_t     *limited;
     ngx_http_llm_limit_zone_t  *zone;
-    ngx_http_llm_limit_held_t  *held;
 
     limited = ctx->limited;
 
@@ -239,16 +239,10 @@ ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens, int64_t n,
             continue;
         }
 
-        held = &charge->held[charge->n];
-        held->zone = zone;
-
-        if (ngx_http_llm_limit_hold(zone, &limited->keys[i],
-                                    n * NGX_HTTP_LLM_LIMIT_UNIT,
-                                    ngx_http_llm_limit_burst(limit), &used,
-                                    &held->hold)
-            == NGX_OK)
-        {
-            charge->n++;
+        rc = ngx_http_llm_charge_hold(charge, zone, &limited->keys[i],
+                                      n * NGX_HTTP_LLM_LIMIT_UNIT,
+                                      ngx_http_llm_limit_burst(limit), &used);
+        if (rc == NGX_OK) {
             ngx_http_llm_limit_delay(ctx, limit, used);
             continue;
         }
@@ -260,7 +254,9 @@ ngx_http_llm_limit_take(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens, int64_t n,
         }
     }
 
-    ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_PASSED);
+    if (limited->n) {
+        ngx_http_llm_limit_set_status(ctx, NGX_HTTP_LLM_LIMIT_PASSED);
+    }
 
     return NGX_OK;
 }
@@ -378,6 +374,10 @@ ngx_http_llm_limit_holds(ngx_http_llm_ctx_t *ctx)
         return 0;
     }
 
+    if (limited->budget != -1) {
+        return 1;
+    }
+
     for (i = 0; i < limited->n; i++) {
         zone = limited->limits[i].shm_zone->data;
 
@@ -399,11 +399,17 @@ ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx)
 
     ctx->allowed = ctx->params.n_max_tokens;
 
-    if (ngx_http_llm_limit_fit(ctx) != NGX_OK) {
-        return NGX_DECLINED;
+    rc = ngx_http_llm_limit_fit_budget(ctx);
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_llm_limit_fit(ctx);
     }
 
-    charge = ngx_http_llm_limit_new_charge(ctx);
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    charge = ngx_http_llm_charge_new(ctx);
     if (charge == NULL) {
         return NGX_ERROR;
     }
@@ -418,13 +424,38 @@ ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx)
     }
 
     if (rc != NGX_OK) {
-        ngx_http_llm_limit_end_charge(charge, 0);
+        ngx_http_llm_charge_end(charge, 0);
         return rc;
     }
 
-    charge->prompt = ctx->account.prompt_tokens;
-
     ctx->engine->slots[ctx->slot].charge = charge;
+
+    return NGX_OK;
+}
+
+
+/* it is cut where its budget ends, each choice of several with its part */
+
+static ngx_int_t
+ngx_http_llm_limit_fit_budget(ngx_http_llm_ctx_t *ctx)
+{
+    int64_t  each;
+
+    if (ctx->limited->budget == -1) {
+        return NGX_OK;
+    }
+
+    each = ((int64_t) ctx->limited->budget - ctx->account.prompt_tokens)
+           / ctx->params.n_choices;
+
+    if (each < 1) {
+        return ngx_http_llm_limit_exhausted(ctx);
+    }
+
+    if (each < ctx->allowed) {
+        ctx->allowed = each;
+        ctx->cut = 1;
+    }
 
     return NGX_OK;
 }
@@ -543,7 +574,7 @@ ngx_http_llm_limit_error(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
 }
 
 
-static int64_t
+int64_t
 ngx_http_llm_limit_burst(ngx_http_llm_limit_t *limit)
 {
     ngx_http_llm_limit_zone_t  *zone;
@@ -552,78 +583,6 @@ ngx_http_llm_limit_burst(ngx_http_llm_limit_t *limit)
 
     return (limit->burst ? limit->burst : zone->rate)
            * NGX_HTTP_LLM_LIMIT_UNIT;
-}
-
-
-static ngx_http_llm_charge_t *
-ngx_http_llm_limit_new_charge(ngx_http_llm_ctx_t *ctx)
-{
-    ngx_http_llm_charge_t    *charge;
-    ngx_http_llm_loc_conf_t  *llcf;
-
-    charge = ngx_calloc(sizeof(ngx_http_llm_charge_t)
-                        + (ctx->limited->n - 1)
-                          * sizeof(ngx_http_llm_limit_held_t),
-                        ctx->request->connection->log);
-    if (charge) {
-        llcf = ngx_http_get_module_loc_conf(ctx->request,
-                                            ngx_http_llm_module);
-        charge->discount = llcf->limit_cached_discount;
-    }
-
-    return charge;
-}
-
-
-/* the same amount of all that is held; the charge is freed */
-
-static void
-ngx_http_llm_limit_end_charge(ngx_http_llm_charge_t *charge, int64_t amount)
-{
-    ngx_uint_t  i;
-
-    for (i = 0; i < charge->n; i++) {
-        ngx_http_llm_limit_settle(charge->held[i].zone, charge->held[i].hold,
-                                  amount);
-    }
-
-    ngx_free(charge);
-}
-
-
-void
-ngx_http_llm_limit_came(ngx_http_llm_charge_t *charge, uint32_t tokens)
-{
-    charge->completion += tokens;
-}
-
-
-void
-ngx_http_llm_limit_finished(ngx_http_llm_charge_t *charge,
-    struct llm_ipc_finished *finished)
-{
-    int64_t  amount, cached;
-
-    cached = ngx_min(finished->cached_tokens, finished->read_tokens);
-
-    amount = ((int64_t) finished->read_tokens + finished->completion_tokens)
-             * NGX_HTTP_LLM_LIMIT_UNIT
-             - cached * charge->discount * (NGX_HTTP_LLM_LIMIT_UNIT / 100);
-
-    ngx_http_llm_limit_end_charge(charge, amount);
-}
-
-
-/* the engine was lost, who has seen nothing of it has read no prompt */
-
-void
-ngx_http_llm_limit_lost(ngx_http_llm_charge_t *charge)
-{
-    int64_t  n;
-
-    n = charge->completion ? (int64_t) charge->prompt + charge->completion : 0;
-
-    ngx_http_llm_limit_end_charge(charge, n * NGX_HTTP_LLM_LIMIT_UNIT);
 }
 
 
@@ -650,108 +609,32 @@ ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx)
 }
 
 
-/* of the limit that leaves least, of tokens and of requests */
+/* what has no variables is known now */
 
-ngx_int_t
-ngx_http_llm_limit_headers(ngx_http_llm_ctx_t *ctx)
+char *
+ngx_http_llm_budget(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
-    if (ngx_http_llm_limit_evaluate(ctx) != NGX_OK) {
-        return NGX_ERROR;
+    ngx_http_llm_loc_conf_t *llcf = conf;
+
+    char       *rv;
+    ngx_str_t  *value;
+
+    rv = ngx_http_set_complex_value_slot(cf, cmd, conf);
+
+    if (rv != NGX_CONF_OK || llcf->budget->lengths) {
+        return rv;
     }
 
-    if (ctx->limited == NULL) {
-        return NGX_OK;
+    value = &llcf->budget->value;
+
+    if (ngx_atoi(value->data, value->len) <= 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid budget \"%V\", it must be a positive "
+                           "integer", value);
+        return NGX_CONF_ERROR;
     }
 
-    if (ngx_http_llm_limit_add_headers(ctx, 0) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    return ngx_http_llm_limit_add_headers(ctx, 1);
-}
-
-
-static ngx_int_t
-ngx_http_llm_limit_add_headers(ngx_http_llm_ctx_t *ctx, ngx_uint_t tokens)
-{
-    int64_t                     left, least, used, ms, most;
-    ngx_uint_t                  i;
-    ngx_http_llm_limit_t       *limit;
-    ngx_http_llm_limited_t     *limited;
-    ngx_http_llm_limit_zone_t  *zone;
-
-    static const char  *names[2][3] = {
-        { "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests",
-          "x-ratelimit-reset-requests" },
-        { "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens",
-          "x-ratelimit-reset-tokens" }
-    };
-
-    limited = ctx->limited;
-
-    least = -1;
-    most = 0;
-    ms = 0;
-
-    for (i = 0; i < limited->n; i++) {
-        limit = &limited->limits[i];
-        zone = limit->shm_zone->data;
-
-        if (zone->tokens != tokens || limited->keys[i].len == 0
-            || limit->dry_run)
-        {
-            continue;
-        }
-
-        used = ngx_http_llm_limit_used(zone, &limited->keys[i]);
-        left = ngx_max(ngx_http_llm_limit_burst(limit) - used, 0);
-
-        if (least == -1 || left < least) {
-            least = left;
-            most = ngx_http_llm_limit_burst(limit);
-            ms = (used + zone->rate - 1) / zone->rate;
-        }
-    }
-
-    if (least == -1) {
-        return NGX_OK;
-    }
-
-    if (ngx_http_llm_limit_add_header(ctx->request, names[tokens][0], "%L",
-                                      most / NGX_HTTP_LLM_LIMIT_UNIT)
-        != NGX_OK
-        || ngx_http_llm_limit_add_header(ctx->request, names[tokens][1], "%L",
-                                         least / NGX_HTTP_LLM_LIMIT_UNIT)
-           != NGX_OK)
-    {
-        return NGX_ERROR;
-    }
-
-    return ngx_http_llm_limit_add_header(ctx->request, names[tokens][2],
-                                         "%L.%03Ls", ms / 1000, ms % 1000);
-}
-
-
-static ngx_int_t
-ngx_http_llm_limit_add_header(ngx_http_request_t *r, const char *key,
-    const char *fmt, ...)
-{
-    size_t    size;
-    u_char   *value, *last;
-    va_list   args;
-
-    size = NGX_INT64_LEN + sizeof(".000s");
-
-    value = ngx_pnalloc(r->pool, size);
-    if (value == NULL) {
-        return NGX_ERROR;
-    }
-
-    va_start(args, fmt);
-    last = ngx_vslprintf(value, value + size, fmt, args);
-    va_end(args);
-
-    return ngx_http_llm_add_header(r, key, value, last - value);
+    return NGX_CONF_OK;
 }
 
 

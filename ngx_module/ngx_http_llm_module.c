@@ -228,6 +228,13 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       offsetof(ngx_http_llm_loc_conf_t, limit_cached_discount),
       &ngx_http_llm_percent_bounds },
 
+    { ngx_string("llm_budget"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_budget,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_llm_loc_conf_t, budget),
+      NULL },
+
       ngx_null_command
 };
 
@@ -311,6 +318,7 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
      *     conf->tenant = NULL;
      *     conf->weight = NULL;
      *     conf->limits = NULL;
+     *     conf->budget = NULL;
      *     conf->serves = 0;
      */
 
@@ -383,6 +391,10 @@ ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     if (conf->limits == NULL) {
         conf->limits = prev->limits;
+    }
+
+    if (conf->budget == NULL) {
+        conf->budget = prev->budget;
     }
 
     ngx_conf_merge_uint_value(conf->limit_status, prev->limit_status,

@@ -16,7 +16,8 @@
  *   answer.c    OpenAI's objects, written by writer.c
  *   output.c    sends them as the client takes them
  *   error.c     OpenAI's error object, also for what nginx itself refuses
- *   limit.c     what it may use, and what it used, of limit_zone.c's buckets
+ *   limit.c     what it may use of limit_zone.c's buckets; charge.c: what it
+ *               used; limit_headers.c: what its answer tells of that
  */
 
 
@@ -123,6 +124,7 @@ typedef struct {
     ngx_uint_t                   limit_status;
     ngx_uint_t                   limit_log_level;
     ngx_uint_t                   limit_cached_discount;  /* percent */
+    ngx_http_complex_value_t    *budget;
 
     /* of a serving location, where it was said */
     u_char                      *file;
@@ -341,6 +343,7 @@ struct ngx_http_llm_ctx_s {
     unsigned                     held:1;       /* until it is released */
     unsigned                     admitted:1;   /* by the limits */
     unsigned                     fits:1;       /* may get less than asked */
+    unsigned                     cut:1;        /* by its budget, may be */
     unsigned                     done:1;       /* no record will follow */
     unsigned                     ended:1;      /* the last event is written */
     unsigned                     unheard:1;    /* its client is gone */
@@ -636,19 +639,25 @@ ngx_int_t ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx);
 /* until it may begin; not positive: it may now */
 ngx_msec_int_t ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx);
 
-/* notes tokens of the completion; then one of these ends the charge */
-void ngx_http_llm_limit_came(ngx_http_llm_charge_t *charge, uint32_t tokens);
-void ngx_http_llm_limit_finished(ngx_http_llm_charge_t *charge,
-    struct llm_ipc_finished *finished);
-void ngx_http_llm_limit_lost(ngx_http_llm_charge_t *charge);
-
 /* of $llm_limit_status; empty where there is no limit */
 ngx_str_t *ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx);
 
-/* x-ratelimit-… */
+char *ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_llm_budget(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+
+/* ngx_http_llm_limit_headers.c */
+
 ngx_int_t ngx_http_llm_limit_headers(ngx_http_llm_ctx_t *ctx);
 
-char *ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+/* ngx_http_llm_charge.c */
+
+/* notes tokens of the completion; then one of these ends the charge */
+void ngx_http_llm_charge_came(ngx_http_llm_charge_t *charge, uint32_t tokens);
+void ngx_http_llm_charge_finished(ngx_http_llm_charge_t *charge,
+    struct llm_ipc_finished *finished);
+void ngx_http_llm_charge_lost(ngx_http_llm_charge_t *charge);
 
 
 /* ngx_http_llm_limit_zone.c */

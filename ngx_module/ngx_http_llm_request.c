@@ -671,6 +671,11 @@ ngx_http_llm_choice_end(ngx_http_llm_ctx_t *ctx,
 
     ctx->account.finish_reason = ngx_http_llm_finish_reason(end->reason);
 
+    if (ctx->cut && end->reason == LLM_IPC_FINISH_LENGTH) {
+        /* its client is to see that it had its budget's worth */
+        ctx->params.include_usage = 1;
+    }
+
     return ngx_http_llm_note(ctx, ngx_http_llm_add_end(ctx, end->choice,
                                                        end->reason));
 }

@@ -146,7 +146,7 @@ ngx_http_llm_engine_settle(ngx_http_llm_engine_t *engine)
     for (i = 0; i < engine->session.slots; i++) {
 
         if (engine->slots[i].charge) {
-            ngx_http_llm_limit_lost(engine->slots[i].charge);
+            ngx_http_llm_charge_lost(engine->slots[i].charge);
         }
     }
 }

@@ -157,6 +157,11 @@ refused('llm_limit_log_level', qr/invalid value "crit"/, qr/crit/, location => '
 refused("llm_limit_cached_discount $_", qr/value must be|invalid/, qr/discount $_/,
     location => "llm_limit_cached_discount $_;") for qw(-1 101 x);
 
+for my $bad (qw(0 -1 x 1.5), '""') {
+    refused("llm_budget $bad", qr/invalid budget/, qr/llm_budget \Q$bad/, location => "llm_budget $bad;");
+}
+accepted("llm_budget $_", location => "llm_budget $_;") for 1, '$remote_user';
+
 # nginx -t opens no socket and starts nothing
 
 my $engine = $t->fake_engine;

@@ -53,6 +53,10 @@ my $server = <<'EOT';
     location /cached/v1/ {
         llm_pass unix:%%SOCK%%; llm_limit zone=tokens burst=1000 nodelay; llm_limit_cached_discount 75;
     }
+    location /budget/v1/ { llm_pass unix:%%SOCK%%; llm_budget $http_budget; }
+    location /budgets/v1/ {
+        llm_pass unix:%%SOCK%%; llm_budget 500; llm_limit zone=tokens burst=1000 nodelay;
+    }
     location /status/v1/ {
         llm_pass unix:%%SOCK%%; llm_limit zone=requests burst=1 nodelay; llm_limit_status 503;
     }
@@ -250,6 +254,10 @@ is(left('tokens', 'tokens'), 1000, 'of tokens neither');
 is(ask('both', 'prompt=600 tokens=1', max_tokens => 1)->status, 429, 'the other one');
 is(left('tokens', 'both'), 500, 'leaves the first alone');
 is(left('requests', 'both'), 8, 'a request that gets no token was one');
+%key = (key => "both $_", all => 'them'), ask('both', 'prompt=700 tokens=1', max_tokens => 1) for 1, 2;
+$key{key} = 'both 3';
+is(ask('both', 'prompt=200 tokens=1', max_tokens => 1)->status, 429, 'the second one');
+is(left('tokens'), 1000, 'lets go of the first');
 
 %key = (key => 'first', all => 'us');
 is(ask('two', 'tokens=1')->status, 200, 'two of requests') for 1, 2;
@@ -281,6 +289,45 @@ ask('tokens', 'prompt=400 cached=200 tokens=50', max_tokens => 100);
 is(left('tokens'), 250, 'and none where it is not said');
 ask('cached', 'prompt=100 cached=100 status=queue_full', max_tokens => 50);
 is(left('tokens'), 250, 'nor of what was not read');
+
+# --- a budget of the request's own ---
+
+%key = (key => 'budget', budget => 120);
+$r = ask('budget', 'prompt=100 tokens=50', max_tokens => 60, stream => \1);
+is($r->text, join(' ', map { "t$_" } 0 .. 19), 'a stream is cut where its budget ends');
+is($r->finish_reason, 'length', 'it is told');
+is_deeply([ @{ $r->usage }{qw(prompt_tokens completion_tokens total_tokens)} ], [ 100, 20, 120 ],
+    'with the usage, for which it did not ask');
+ok($r->done, 'and ends well');
+logged('200 - 20', 'no limit, no status');
+$r = ask('budget', 'prompt=100 tokens=15', stream => \1);
+is_deeply([ $r->finish_reason, $r->usage ], [ 'stop', undef ], 'what ends by itself is as ever');
+$r = ask('budget', 'prompt=100 tokens=50', n => 3);
+is_deeply([ $r->usage->{completion_tokens}, map { $r->finish_reason($_) } 0 .. 2 ],
+    [ 18, ('length') x 3 ], 'each choice has its part');
+$r = ask('budget', 'prompt=100 tokens=50', max_tokens => 10, stream => \1);
+is_deeply([ $r->finish_reason, $r->usage ], [ 'length', undef ], 'what the client says may be less');
+$r = ask('budget', 'prompt=120 tokens=1');
+is_deeply([ $r->status, $r->json->{error}{code}, $r->header('Retry-After') ],
+    [ 429, 'insufficient_quota', undef ], 'the prompt alone is too much');
+logged('429 REJECTED', 'logged');
+for my $none (0, -7) {
+    $key{budget} = $none;
+    $begin = $engine->counters->{submitted};
+    is(ask('budget', 'prompt=1 tokens=1')->json->{error}{message},
+        'The budget of 0 tokens does not suffice for this request.', "a budget of $none");
+    is($engine->counters->{submitted}, $begin, 'is enough for no question');
+}
+$key{budget} = '1e3';
+is(ask('budget', 'prompt=1 tokens=1')->status, 500, 'what is no number is no budget');
+like($nginx->error_log, qr/\[error\].*the value "1e3" of "llm_budget" is no integer/, 'but an error');
+is($nginx->get('/budget/v1/models', headers => {%key})->status, 200, 'of what needs one');
+%key = (key => 'no budget');
+is(ask('budget', 'prompt=1 tokens=5')->finish_reason, 'stop', 'an empty one is none');
+%key = (key => 'budgets');
+$c = begin('budgets', 'prompt=100 tokens=900 end=300', stream => \1);
+is($c->response->header('x-ratelimit-remaining-tokens'), 500, 'a limit holds no more than the budget');
+$c->close;
 
 # --- the end that is not the answer's ---
 
@@ -381,6 +428,7 @@ ok(wait_until(5, sub { $engine->counters->{requests} == 0 }), 'nothing left');
 # --- a zone that is full: who was seen least lately is forgotten, unless he is there ---
 
 %key = (key => 'held');
+ask('small', 'prompt=10 tokens=2', max_tokens => 2);
 $c = begin('small', 'prompt=10 tokens=2 end=60000', max_tokens => 20, stream => \1);
 $c->response->event;
 my @status;
@@ -393,9 +441,9 @@ is(left('tokens', 'small'), 89, 'the last one is there');
 %key = (key => 'filler 1');
 is(left('tokens', 'small'), 100, 'the first one is not');
 %key = (key => 'held');
-is(left('tokens', 'small'), 70, 'the one that holds something is');
+is(left('tokens', 'small'), 58, 'the one that holds something is');
 $c->close;
-wait_left('tokens', 88, 'to the end', 'small');
+wait_left('tokens', 76, 'to the end', 'small');
 my @many = map { $key{key} = "many $_"; begin('small', 'prompt=10 tokens=1 end=60000', max_tokens => 1,
     stream => \1) } 1 .. 300;
 @status = ();
@@ -437,14 +485,14 @@ is(left('tokens'), 1000 - 150 - 120, 'the old configuration goes on');
 # a worker that has to go waits for what its cancelled requests used
 
 %key = (key => 'quit');
-$c = begin('tokens', 'prompt=100 tokens=1000 every=10 cancel=500', max_tokens => 500, stream => \1);
+$c = begin('tokens', 'prompt=100 tokens=1000 every=10 cancel=700 completion=300', max_tokens => 500,
+    stream => \1);
 $c->response->event;
 my %old = map { $_ => 1 } $nginx->workers;
 $c->close;
 ok(wait_until(5, sub { $engine->counters->{cancelled} > 0 && left('tokens') == 400 }), 'cancelled');
 $nginx->reload;
-ok(wait_until(5, sub { left('tokens') > 400 }), 'settled');
-cmp_ok(left('tokens'), '<', 900, 'from FINISHED');
+wait_left('tokens', 600, 'settled from FINISHED');
 ok(wait_until(5, sub { !grep { alive($_) } keys %old }), 'and then it goes');
 
 # one that is killed cannot say: what it held is given back, and told
