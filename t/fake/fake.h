@@ -55,6 +55,7 @@ struct counters {
     uint64_t sessions, requests; /* open now */
     uint64_t accepted, refused, broken, gone;
     uint64_t submitted, finished, cancelled, late, revoked, released, credited, invalid;
+    uint64_t read, cached, made; /* tokens, as FINISHED said */
 };
 
 struct fake {

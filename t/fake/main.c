@@ -390,9 +390,11 @@ static void print_counters(const struct fake *f)
     printf("sessions=%" PRIu64 " requests=%" PRIu64 " accepted=%" PRIu64 " refused=%" PRIu64
            " broken=%" PRIu64 " gone=%" PRIu64 " submitted=%" PRIu64 " finished=%" PRIu64
            " cancelled=%" PRIu64 " late=%" PRIu64 " revoked=%" PRIu64 " released=%" PRIu64
-           " credited=%" PRIu64 " invalid=%" PRIu64 "\n",
+           " credited=%" PRIu64 " invalid=%" PRIu64 " read=%" PRIu64 " cached=%" PRIu64
+           " made=%" PRIu64 "\n",
            n->sessions, n->requests, n->accepted, n->refused, n->broken, n->gone, n->submitted,
-           n->finished, n->cancelled, n->late, n->revoked, n->released, n->credited, n->invalid);
+           n->finished, n->cancelled, n->late, n->revoked, n->released, n->credited, n->invalid,
+           n->read, n->cached, n->made);
 }
 
 static void command(struct fake *f, char *line)

@@ -99,7 +99,13 @@ bool send_finished(struct request *q)
     f.first_token_ns = q->first_token != 0 ? q->first_token - q->start : 0;
     f.queue_ns = f.first_token_ns < f.total_ns ? f.first_token_ns : f.total_ns;
 
-    return publish(q, LLM_IPC_FINISHED, &(struct llm_ipc_iovec){&f, sizeof(f)}, 1);
+    if (!publish(q, LLM_IPC_FINISHED, &(struct llm_ipc_iovec){&f, sizeof(f)}, 1)) {
+        return false;
+    }
+    q->session->fake->counters.read += f.read_tokens;
+    q->session->fake->counters.cached += q->begun ? f.cached_tokens : 0;
+    q->session->fake->counters.made += f.completion_tokens;
+    return true;
 }
 
 static bool send_counted(struct request *q)
