@@ -116,6 +116,11 @@ ngx_http_llm_by_key(ngx_http_request_t *r, ngx_http_llm_keys_t *keys,
         return NGX_DECLINED;
     }
 
+    if (ngx_http_llm_check_revoked(r, key) == NGX_DECLINED) {
+        who->error = ngx_http_llm_status_error(LLM_IPC_REVOKED);
+        return NGX_DECLINED;
+    }
+
     if (key->said.expires && ngx_time() >= key->said.expires) {
         who->error = &ngx_http_llm_expired_key;
         return NGX_DECLINED;

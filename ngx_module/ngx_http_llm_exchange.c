@@ -340,6 +340,38 @@ ngx_http_llm_engine_allow(ngx_http_llm_ctx_t *ctx)
 
 
 void
+ngx_http_llm_engine_revoke(ngx_http_llm_engine_t *engine)
+{
+    ngx_array_t               *keys;
+    ngx_http_llm_key_id_t     *ids;
+    struct llm_ipc_revoke      revoke;
+    ngx_http_llm_main_conf_t  *lmcf;
+
+    lmcf = ngx_http_cycle_get_module_main_conf(ngx_cycle,
+                                               ngx_http_llm_module);
+
+    keys = ngx_http_llm_revoked_keys(lmcf);
+
+    if (keys == NULL) {
+        return;
+    }
+
+    for (ids = keys->elts; engine->told < keys->nelts; engine->told++) {
+
+        ngx_memcpy(revoke.key_id, ids[engine->told].bytes,
+                   sizeof(revoke.key_id));
+
+        if (ngx_http_llm_engine_send(engine, LLM_IPC_REVOKE, 0, 0, &revoke,
+                                     sizeof(revoke))
+            != LLM_IPC_DONE)
+        {
+            return;
+        }
+    }
+}
+
+
+void
 ngx_http_llm_engine_pay(ngx_http_llm_engine_t *engine)
 {
     uint32_t             i;

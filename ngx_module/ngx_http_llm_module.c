@@ -3,6 +3,7 @@
 #include "engine/ipc/utf8.h"
 
 
+static ngx_int_t ngx_http_llm_init(ngx_conf_t *cf);
 static void *ngx_http_llm_create_main_conf(ngx_conf_t *cf);
 static void *ngx_http_llm_create_loc_conf(ngx_conf_t *cf);
 static char *ngx_http_llm_merge_loc_conf(ngx_conf_t *cf, void *parent,
@@ -241,7 +242,7 @@ static ngx_command_t  ngx_http_llm_commands[] = {
 
 static ngx_http_module_t  ngx_http_llm_module_ctx = {
     ngx_http_llm_add_variables,            /* preconfiguration */
-    ngx_http_llm_init_filter,              /* postconfiguration */
+    ngx_http_llm_init,                     /* postconfiguration */
 
     ngx_http_llm_create_main_conf,         /* create main configuration */
     NULL,                                  /* init main configuration */
@@ -260,7 +261,7 @@ ngx_module_t  ngx_http_llm_module = {
     ngx_http_llm_commands,                 /* module directives */
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
-    NULL,                                  /* init module */
+    ngx_http_llm_revoke_keys,              /* init module */
     ngx_http_llm_init_process,             /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
@@ -268,6 +269,17 @@ ngx_module_t  ngx_http_llm_module = {
     NULL,                                  /* exit master */
     NGX_MODULE_V1_PADDING
 };
+
+
+static ngx_int_t
+ngx_http_llm_init(ngx_conf_t *cf)
+{
+    if (ngx_http_llm_add_revocation(cf) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_llm_init_filter(cf);
+}
 
 
 static void *

@@ -5,6 +5,7 @@
  *   route.c     the content handler: route, method, tenant
  *   auth.c      whose request it is, by its key or by llm_tenant
  *   keys.c      the files of keys, line by line with keyline.c
+ *   revoke.c    keys that a reload took away
  *   body.c      reads the body, has it parsed by params.c
  *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
  *   prefix.c    $llm_prefix, of what lead.c finds in a body with cursor.c
@@ -51,11 +52,12 @@
 #define NGX_HTTP_LLM_MAX_PAYLOAD     (LLM_IPC_DEFAULT_W_ARENA / 2)
 
 
-typedef struct ngx_http_llm_ctx_s      ngx_http_llm_ctx_t;
-typedef struct ngx_http_llm_engine_s   ngx_http_llm_engine_t;
-typedef struct ngx_http_llm_choice_s   ngx_http_llm_choice_t;
-typedef struct ngx_http_llm_limited_s  ngx_http_llm_limited_t;
-typedef struct ngx_http_llm_charge_s   ngx_http_llm_charge_t;
+typedef struct ngx_http_llm_ctx_s         ngx_http_llm_ctx_t;
+typedef struct ngx_http_llm_engine_s      ngx_http_llm_engine_t;
+typedef struct ngx_http_llm_choice_s      ngx_http_llm_choice_t;
+typedef struct ngx_http_llm_limited_s     ngx_http_llm_limited_t;
+typedef struct ngx_http_llm_charge_s      ngx_http_llm_charge_t;
+typedef struct ngx_http_llm_revocation_s  ngx_http_llm_revocation_t;
 
 typedef void (*ngx_http_llm_resume_pt)(ngx_http_llm_ctx_t *ctx);
 typedef ngx_int_t (*ngx_http_llm_state_answer_pt)(ngx_http_llm_ctx_t *ctx);
@@ -78,6 +80,11 @@ typedef struct {
 } ngx_http_llm_keys_t;
 
 
+typedef struct {
+    u_char                       bytes[16];  /* the first of its digest */
+} ngx_http_llm_key_id_t;
+
+
 /*
  * Configuration
  */
@@ -85,6 +92,7 @@ typedef struct {
 typedef struct {
     ngx_array_t                  engines;  /* of ngx_http_llm_engine_t * */
     ngx_array_t                  keys;     /* of ngx_http_llm_keys_t * */
+    ngx_http_llm_revocation_t   *revocation;
     ngx_array_t                  limit_zones;  /* of their files */
 
     /* of this worker */
@@ -185,6 +193,7 @@ struct ngx_http_llm_engine_s {
     ngx_uint_t                   in_flight;
     ngx_uint_t                   choices;    /* of these */
     ngx_uint_t                   cancelled;  /* of these: without a request */
+    ngx_uint_t                   told;       /* of revoked keys */
     ngx_uint_t                   unsettled;  /* of those: with a charge */
 
     ngx_queue_t                  waiting;    /* requests: for the session, */
@@ -396,6 +405,27 @@ ngx_uint_t ngx_http_llm_key_allows(const ngx_http_llm_key_t *key,
     ngx_str_t *model);
 
 
+/* ngx_http_llm_revoke.c */
+
+ngx_int_t ngx_http_llm_add_revocation(ngx_conf_t *cf);
+
+/* handler of a new configuration, in the master */
+ngx_int_t ngx_http_llm_revoke_keys(ngx_cycle_t *cycle);
+
+/*
+ * The ids of those that the configuration took away; NULL: a later one is in
+ * force, and may have given some of them back.
+ */
+ngx_array_t *ngx_http_llm_revoked_keys(ngx_http_llm_main_conf_t *lmcf);
+
+/*
+ * Whether a later configuration has taken it away.  NGX_OK: no, or there is
+ * no key, NGX_DECLINED: yes, NGX_BUSY: it cannot be known any more.
+ */
+ngx_int_t ngx_http_llm_check_revoked(ngx_http_request_t *r,
+    const ngx_http_llm_key_t *key);
+
+
 /* ngx_http_llm_body.c */
 
 /* reads and parses, then calls ngx_http_llm_submit(), or answers */
@@ -481,6 +511,9 @@ ngx_int_t ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
 
 /* grants what ctx owes */
 void ngx_http_llm_engine_credit(ngx_http_llm_ctx_t *ctx);
+
+/* tells of the keys that were revoked, as far as there is room */
+void ngx_http_llm_engine_revoke(ngx_http_llm_engine_t *engine);
 
 /* sends what there was no room for, now that the engine has made some */
 void ngx_http_llm_engine_pay(ngx_http_llm_engine_t *engine);

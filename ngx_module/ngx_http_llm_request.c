@@ -33,6 +33,7 @@ static ngx_msec_int_t ngx_http_llm_left(ngx_msec_t from, ngx_msec_t period);
 static ngx_msec_int_t ngx_http_llm_drain_left(ngx_http_llm_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_llm_room_left(ngx_http_llm_ctx_t *ctx);
 static ngx_msec_int_t ngx_http_llm_keep_alive_left(ngx_http_llm_ctx_t *ctx);
+static ngx_int_t ngx_http_llm_stop_revoked(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_engine_t *engine);
 static ngx_int_t ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx,
@@ -314,6 +315,11 @@ ngx_http_llm_timer_handler(ngx_event_t *ev)
     if (ngx_http_llm_has_no_deadline(ctx)) {
         /* void */
 
+    } else if (ngx_http_llm_check_revoked(r, ctx->identity.key)
+               == NGX_DECLINED)
+    {
+        error = ngx_http_llm_status_error(LLM_IPC_REVOKED);
+
     } else if (ngx_http_llm_left(ctx->begun, llcf->timeout) <= 0) {
         error = ngx_http_llm_status_error(LLM_IPC_TIMEOUT);
 
@@ -467,6 +473,14 @@ ngx_http_llm_arm(ngx_http_llm_ctx_t *ctx)
         left = ngx_http_llm_left(ctx->begun, llcf->timeout);
         next = ngx_min(next, left);
 
+        /* whoever is told to exit arms it anew: a reload may be the reason */
+
+        if (ngx_http_llm_check_revoked(ctx->request, ctx->identity.key)
+            == NGX_DECLINED)
+        {
+            next = 0;
+        }
+
         if (ctx->account.first_token == 0) {
             left = ngx_http_llm_left(ctx->begun, llcf->first_token_timeout);
             next = ngx_min(next, left);
@@ -501,6 +515,10 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
     ngx_http_llm_loc_conf_t  *llcf;
 
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    if (ngx_http_llm_stop_revoked(ctx) == NGX_DONE) {
+        return;
+    }
 
     model = ngx_http_llm_find_model(llcf->models, &ctx->account.model);
 
@@ -564,7 +582,33 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
     ngx_http_llm_params_free(&ctx->params);
 
     ctx->crowded = NULL;
+
+    /* engines may have been told of its key before they had it */
+
+    if (ngx_http_llm_stop_revoked(ctx) == NGX_DONE) {
+        return;
+    }
+
     ngx_http_llm_arm(ctx);
+}
+
+
+static ngx_int_t
+ngx_http_llm_stop_revoked(ngx_http_llm_ctx_t *ctx)
+{
+    switch (ngx_http_llm_check_revoked(ctx->request, ctx->identity.key)) {
+
+    case NGX_OK:
+        return NGX_OK;
+
+    case NGX_DECLINED:
+        ngx_http_llm_fail(ctx, ngx_http_llm_status_error(LLM_IPC_REVOKED));
+        return NGX_DONE;
+
+    default: /* NGX_BUSY: the next worker knows */
+        ngx_http_llm_fail(ctx, &ngx_http_llm_draining);
+        return NGX_DONE;
+    }
 }
 
 

@@ -438,6 +438,10 @@ ngx_http_llm_engine_up(ngx_http_llm_engine_t *engine)
                   "llm engine \"%V\" is there: %s, version %d",
                   &engine->name, s->peer_build_id, (int) s->version);
 
+    engine->told = 0;
+
+    ngx_http_llm_engine_revoke(engine);
+
     if (!llm_ipc_sleep(s)) {
         ngx_post_event(engine->wakeup->read, &ngx_posted_next_events);
     }
@@ -473,6 +477,8 @@ ngx_http_llm_engine_wakeup_handler(ngx_event_t *rev)
         ngx_http_llm_engine_drop(engine, 0, reason);
         return;
     }
+
+    ngx_http_llm_engine_revoke(engine);
 
     if (engine->owes) {
         ngx_http_llm_engine_pay(engine);
