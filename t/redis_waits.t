@@ -15,7 +15,9 @@ my $t = LLM::Test->new;
 srand(31);
 
 my $deadline = 2;
-my $soon = $ENV{LLM_SANITIZE} ? 60 : 1; # sanitizers are slow, and only look for what they look for
+
+# sanitizers are slow, and only look for what they look for
+my ($soon, $n_prompts) = $ENV{LLM_SANITIZE} ? (60, 2) : (1, 6);
 
 my @common = ('--max-context', '512', '--latent-memory', '16m', '--max-batch-tokens', '64');
 my $redis = $t->redis;
@@ -49,7 +51,7 @@ sub ask {
     return ($r->done ? $text : 'failed: ' . $r->status, $first // 'never', $last // 'never');
 }
 
-my @prompts = map { [ map { 300 + int rand 3000 } 1 .. 300 ] } 1 .. 6;
+my @prompts = map { [ map { 300 + int rand 3000 } 1 .. 300 ] } 1 .. $n_prompts;
 my $plain = node();
 my @texts = map { (ask($plain, $_))[0] } @prompts;
 
