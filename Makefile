@@ -200,7 +200,7 @@ $(BUILD)/golden/%/config.json: t/golden/%/config.json
 	cp $< $@
 
 # t/bench/ROOM_thing.c prints figures, linked as a test of that room: make bench-ROOM_thing;
-# t/bench/edge.pl takes the worker's, in an nginx: make bench-edge
+# t/bench/edge.pl and t/bench/status.pl take the worker's, in an nginx: make bench-edge
 define bench_rule
 $(BUILD)/bench/$(1): $(BUILD)/obj/t/bench/$(1).o $(call room_archives,$(firstword $(subst _, ,$(1))))
 	@mkdir -p $$(@D)
@@ -221,6 +221,10 @@ bench-audit: engine module
 .PHONY: bench-edge
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl
+
+.PHONY: bench-status
+bench-status: $(BUILD)/fake-engine module
+	LLM_BUILD=$(BUILD) t/bench/status.pl
 
 # --- the GPU ---
 

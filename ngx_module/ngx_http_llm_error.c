@@ -508,6 +508,7 @@ static ngx_int_t
 ngx_http_llm_replace_page(ngx_http_request_t *r)
 {
     ngx_int_t              rc;
+    ngx_str_t              type = ngx_string("application/json");
     ngx_http_llm_error_t   error;
     ngx_http_llm_writer_t  w;
 
@@ -525,7 +526,7 @@ ngx_http_llm_replace_page(ngx_http_request_t *r)
         return NGX_ERROR;
     }
 
-    ngx_http_llm_set_json_header(r, w.length);
+    ngx_http_llm_set_header(r, &type, w.length);
 
     rc = ngx_http_next_header_filter(r);
 

@@ -236,6 +236,20 @@ static ngx_command_t  ngx_http_llm_commands[] = {
       offsetof(ngx_http_llm_loc_conf_t, budget),
       NULL },
 
+    { ngx_string("llm_status_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_status_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("llm_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_llm_status,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
       ngx_null_command
 };
 
@@ -274,11 +288,13 @@ ngx_module_t  ngx_http_llm_module = {
 static ngx_int_t
 ngx_http_llm_init(ngx_conf_t *cf)
 {
-    if (ngx_http_llm_add_revocation(cf) != NGX_OK) {
+    if (ngx_http_llm_add_revocation(cf) != NGX_OK
+        || ngx_http_llm_init_filter(cf) != NGX_OK)
+    {
         return NGX_ERROR;
     }
 
-    return ngx_http_llm_init_filter(cf);
+    return ngx_http_llm_init_status(cf);
 }
 
 
@@ -331,6 +347,7 @@ ngx_http_llm_create_loc_conf(ngx_conf_t *cf)
      *     conf->weight = NULL;
      *     conf->limits = NULL;
      *     conf->budget = NULL;
+     *     conf->status = 0;
      *     conf->serves = 0;
      */
 
@@ -445,6 +462,14 @@ ngx_http_llm_check_location(ngx_conf_t *cf, ngx_http_llm_loc_conf_t *conf)
     ngx_http_core_loc_conf_t  *clcf;
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (conf->status) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "location \"%V\" shows its \"llm_status\" and cannot "
+                      "be an endpoint in %s:%ui",
+                      &clcf->name, conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
 
     if (conf->models == NULL) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,

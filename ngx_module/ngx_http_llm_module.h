@@ -19,6 +19,8 @@
  *   error.c     OpenAI's error object, also for what nginx itself refuses
  *   limit.c     what it may use of limit_zone.c's buckets; charge.c: what it
  *               used; limit_headers.c: what its answer tells of that
+ *   status.c    llm_status: what status_zone.c has counted and how the engines
+ *               are, shown by status_json.c and status_prometheus.c
  */
 
 
@@ -95,6 +97,8 @@ typedef struct {
     ngx_http_llm_revocation_t   *revocation;
     ngx_array_t                  limit_zones;  /* of their files */
 
+    ngx_shm_zone_t              *status_zone;
+
     /* of this worker */
     ngx_msec_t                   exiting;  /* since when; 0: it is not */
 } ngx_http_llm_main_conf_t;
@@ -127,6 +131,7 @@ typedef struct {
     ngx_flag_t                   ignore_client_abort;
     ngx_flag_t                   intercept_errors;
     ngx_uint_t                   unknown_fields;
+    ngx_uint_t                   status;       /* its format; 0: none */
 
     ngx_array_t                 *limits;   /* of ngx_http_llm_limit_t */
     ngx_uint_t                   limit_status;
@@ -367,6 +372,9 @@ extern ngx_module_t  ngx_http_llm_module;
 /* ngx_http_llm_variables.c */
 
 ngx_int_t ngx_http_llm_add_variables(ngx_conf_t *cf);
+
+/* the mean of the times between its tokens, of which there are two or more */
+uint64_t ngx_http_llm_token_time(ngx_http_llm_account_t *account);
 
 
 /* ngx_http_llm_route.c */
@@ -623,7 +631,10 @@ void ngx_http_llm_write_handler(ngx_http_request_t *r);
 /* a whole answer; the result is for ngx_http_finalize_request() */
 ngx_int_t ngx_http_llm_send_json(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
     ngx_http_llm_writer_t *w);
-void ngx_http_llm_set_json_header(ngx_http_request_t *r, off_t length);
+ngx_int_t ngx_http_llm_send_document(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_str_t *type, ngx_http_llm_writer_t *w);
+void ngx_http_llm_set_header(ngx_http_request_t *r, ngx_str_t *type,
+    off_t length);
 ngx_int_t ngx_http_llm_add_header(ngx_http_request_t *r, const char *key,
     const void *value, size_t len);
 
@@ -699,6 +710,14 @@ char *ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 /* a worker begins: those that are gone may have left something */
 void ngx_http_llm_limit_init_process(ngx_http_llm_main_conf_t *lmcf);
+
+
+/* ngx_http_llm_status_zone.c, ngx_http_llm_status.c */
+
+char *ngx_http_llm_status_zone(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_llm_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+ngx_int_t ngx_http_llm_init_status(ngx_conf_t *cf);
 
 
 #endif /* _NGX_HTTP_LLM_MODULE_H_INCLUDED_ */

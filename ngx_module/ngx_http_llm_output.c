@@ -432,21 +432,28 @@ ngx_int_t
 ngx_http_llm_send_json(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
     ngx_http_llm_writer_t *w)
 {
-    ngx_int_t            rc;
-    ngx_buf_t           *last;
-    ngx_http_request_t  *r;
+    ngx_str_t  type = ngx_string("application/json");
+
+    ctx->answered = !w->failed;
+
+    return ngx_http_llm_send_document(ctx->request, status, &type, w);
+}
+
+
+ngx_int_t
+ngx_http_llm_send_document(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_str_t *type, ngx_http_llm_writer_t *w)
+{
+    ngx_int_t   rc;
+    ngx_buf_t  *last;
 
     if (w->failed) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    r = ctx->request;
-
-    ctx->answered = 1;
-
     r->headers_out.status = status;
 
-    ngx_http_llm_set_json_header(r, w->length);
+    ngx_http_llm_set_header(r, type, w->length);
 
     rc = ngx_http_send_header(r);
 
@@ -456,7 +463,7 @@ ngx_http_llm_send_json(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
 
     last = ngx_http_llm_last_buf(w);
 
-    last->last_buf = 1;
+    last->last_buf = (r == r->main);
     last->last_in_chain = 1;
 
     return ngx_http_output_filter(r, w->out);
@@ -464,9 +471,9 @@ ngx_http_llm_send_json(ngx_http_llm_ctx_t *ctx, ngx_uint_t status,
 
 
 void
-ngx_http_llm_set_json_header(ngx_http_request_t *r, off_t length)
+ngx_http_llm_set_header(ngx_http_request_t *r, ngx_str_t *type, off_t length)
 {
-    ngx_str_set(&r->headers_out.content_type, "application/json");
+    r->headers_out.content_type = *type;
     r->headers_out.content_type_len = r->headers_out.content_type.len;
     r->headers_out.content_type_lowcase = NULL;
 

@@ -246,7 +246,13 @@ ngx_http_llm_first_token_time_variable(ngx_http_request_t *r,
 }
 
 
-/* the mean of the times between tokens */
+uint64_t
+ngx_http_llm_token_time(ngx_http_llm_account_t *account)
+{
+    return (account->last_token - account->first_token)
+           / (account->completion_tokens - 1);
+}
+
 
 static ngx_int_t
 ngx_http_llm_token_time_variable(ngx_http_request_t *r,
@@ -266,9 +272,7 @@ ngx_http_llm_token_time_variable(ngx_http_request_t *r,
 
     account = &ctx->account;
 
-    return ngx_http_llm_time_variable(r, v,
-                                  (account->last_token - account->first_token)
-                                  / (account->completion_tokens - 1));
+    return ngx_http_llm_time_variable(r, v, ngx_http_llm_token_time(account));
 }
 
 

@@ -43,6 +43,32 @@ accepted('a health check needs no tenant',
 refused('what only looks like a health check needs one', qr/"llm_tenant"/, qr/healthy/,
     server => 'location /healthy { llm_pass unix:%%SOCK%%; }');
 
+# the status
+
+for my $case ([ 'html', qr/invalid format "html"/ ], [ '"json;x"', qr/invalid format "json;x"/ ]) {
+    my ($format, $why) = @$case;
+
+    refused("llm_status $format", $why, qr/llm_status/,
+        server => "location /status { llm_status $format; }");
+}
+refused('a status twice', qr/"llm_status" directive is duplicate/, qr/json/,
+    server => "location /status { llm_status prometheus;\nllm_status json; }");
+refused('a status of an endpoint', qr/cannot be an endpoint/, qr/llm_pass/,
+    location => 'llm_status json;');
+for my $case ([ 'llm', qr/must be NAME:SIZE/ ], [ ':1m', qr/must be NAME:SIZE/ ],
+    [ 'llm:', qr/invalid zone size/ ], [ 'llm:1x', qr/invalid zone size/ ],
+    [ 'llm:8k', qr/too small/ ]) {
+    my ($zone, $why) = @$case;
+
+    refused("llm_status_zone $zone", $why, qr/llm_status_zone/, http => "llm_status_zone $zone;");
+}
+refused('two zones', qr/"llm_status_zone" directive is duplicate/, qr/second/,
+    http => "llm_status_zone first:1m;\nllm_status_zone second:1m;");
+refused('a zone of another module', qr/declared for a different use/, qr/llm_status_zone/,
+    http => "limit_conn_zone \$uri zone=llm:1m;\nllm_status_zone llm:1m;");
+accepted('a status', http => 'llm_status_zone llm:1m;',
+    server => 'location = /status { llm_status json; allow 127.0.0.1; deny all; }');
+
 # engines and models
 
 refused('no unix:', qr/invalid engine "127.0.0.1:1"/, qr/127/,

@@ -424,13 +424,13 @@ enum llm_ipc_tier {
     LLM_IPC_TIERS = 4, /* places in a list of counters */
 };
 
-/* Sums since the engine started, but CACHED_BYTES, which is what is there now. A list over the
- * tiers takes LLM_IPC_TIERS places in a row. Each counter is a word of its own, stored as a whole:
- * read together they may be some microseconds apart. */
+/* Sums since the engine started, but for those that say otherwise. A list over the tiers takes
+ * LLM_IPC_TIERS places in a row. Each counter is a word of its own, stored as a whole: read
+ * together they may be some microseconds apart. */
 enum llm_ipc_counter {
     LLM_IPC_COUNT_HIT_TOKENS = 0,    /* by tier: found there instead of computed */
     LLM_IPC_COUNT_EVICTED_PAGES = 4, /* by tier: that had to make room */
-    LLM_IPC_COUNT_CACHED_BYTES = 8,  /* by tier */
+    LLM_IPC_COUNT_CACHED_BYTES = 8,  /* by tier: now */
     LLM_IPC_COUNT_MISS_TOKENS = 12,  /* in full pages of prompts, that were in no memory */
     LLM_IPC_TENANT_COUNTS = 16,      /* the first ones, which a tenant has too */
 
@@ -452,6 +452,9 @@ enum llm_ipc_counter {
     LLM_IPC_COUNT_REDIS_DECLINED = 30, /* prompts that were computed as it was not, and */
     LLM_IPC_COUNT_REDIS_PROBES = 31,   /* look-ups to learn which it is */
     LLM_IPC_COUNT_REDIS_MISSES = 32,  /* by reason: enum llm_ipc_redis_miss */
+
+    LLM_IPC_COUNT_STEPS = 48,    /* of the model */
+    LLM_IPC_COUNT_SESSIONS = 49, /* now */
 };
 
 enum llm_ipc_breaker {
@@ -683,8 +686,9 @@ LLM_IPC_AT(llm_ipc_tenant, reserved, 4);
 LLM_IPC_AT(llm_ipc_tenant, tenant, 8);
 LLM_IPC_AT(llm_ipc_tenant, counters, 40);
 LLM_IPC_IS(llm_ipc_tenant, 168);
-_Static_assert(LLM_IPC_COUNT_REDIS_MISSES + LLM_IPC_REDIS_MISSES <=
-                   sizeof(((struct llm_ipc_state *) 0)->counters) / sizeof(uint64_t),
+_Static_assert(LLM_IPC_COUNT_REDIS_MISSES + LLM_IPC_REDIS_MISSES <= LLM_IPC_COUNT_STEPS &&
+                   LLM_IPC_COUNT_SESSIONS <
+                       sizeof(((struct llm_ipc_state *) 0)->counters) / sizeof(uint64_t),
                "counters");
 _Static_assert(LLM_IPC_TENANTS_OFFSET >= sizeof(struct llm_ipc_state) &&
                    LLM_IPC_TENANTS_OFFSET + LLM_IPC_TENANTS * sizeof(struct llm_ipc_tenant) <=

@@ -310,6 +310,11 @@ struct llm_sched_load llm_sched_load(const struct llm_sched *s)
     };
 }
 
+uint64_t llm_sched_steps(const struct llm_sched *s)
+{
+    return s->n_steps;
+}
+
 struct llm_sched_loads llm_sched_loads(const struct llm_sched *s)
 {
     return s->loads;

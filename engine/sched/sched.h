@@ -109,6 +109,7 @@ int llm_sched_turn(struct llm_sched *s, struct llm_error *err);
 int llm_sched_quiesce(struct llm_sched *s, struct llm_error *err);
 
 struct llm_sched_load llm_sched_load(const struct llm_sched *s);
+uint64_t llm_sched_steps(const struct llm_sched *s); /* submitted since the start */
 
 /* What was decided about loading from Redis: sums since the start, but `faster`. */
 struct llm_sched_loads {

@@ -352,6 +352,7 @@ static int loop(struct llm_engine *e, struct llm_error *err)
                                           .total_pages = e->load.total_pages,
                                           .prefill_rate = e->load.prefill_rate,
                                           .decode_rate = e->load.decode_rate,
+                                          .sessions = e->n_clients,
                                       });
 
         if ((e->phase == LLM_ENGINE_DRAINING || e->phase == LLM_ENGINE_FAILED) &&

@@ -190,6 +190,7 @@ static int turns(struct llm_model_thread *m)
             rc = turn_half(m, llm_sched_finish);
         }
 
+        llm_state_set_steps(m->state, llm_sched_steps(m->sched));
         llm_tally_tell(&m->tally, llm_sched_cache(m->sched), llm_now_ns(), rc == LLM_EAGAIN);
         if (m->redis != NULL) {
             llm_tally_tell_redis(m->state->shared, m->redis, llm_sched_loads(m->sched));

@@ -119,6 +119,12 @@ void llm_state_set_load(struct llm_state *s, const struct llm_state_load *load)
     SET(s->shared->total_pages, load->total_pages);
     SET(s->shared->prefill_rate, load->prefill_rate);
     SET(s->shared->decode_rate, load->decode_rate);
+    SET(s->shared->counters[LLM_IPC_COUNT_SESSIONS], load->sessions);
+}
+
+void llm_state_set_steps(struct llm_state *s, uint64_t steps)
+{
+    SET(s->shared->counters[LLM_IPC_COUNT_STEPS], steps);
 }
 
 void llm_state_beat(void *ctx)

@@ -1,7 +1,7 @@
 /* The engine's state region: what every worker can read without asking.
  *
  * The control thread writes all of it but the beat, which belongs to whoever computes, and what the
- * cache counts, which the model thread tells (tally.h). */
+ * model thread counts: its steps, and what the cache does (tally.h). */
 
 #ifndef LLM_SERVE_STATE_H
 #define LLM_SERVE_STATE_H
@@ -44,9 +44,13 @@ struct llm_state_load {
     uint64_t queued_tokens;
     uint32_t free_pages, total_pages;
     uint32_t prefill_rate, decode_rate;
+    uint32_t sessions;
 };
 
 void llm_state_set_load(struct llm_state *s, const struct llm_state_load *load);
+
+/* How many steps the model thread has submitted. */
+void llm_state_set_steps(struct llm_state *s, uint64_t steps);
 
 /* A sign of life of the model thread. Any thread; ctx is the struct llm_state. */
 void llm_state_beat(void *ctx);

@@ -25,6 +25,7 @@
  *   queued_tokens=N token_limit=N   the same in tokens
  *   prefill_rate=N       tokens a second
  *   max_context=N
+ *   counterI=N           counters[I] (enum llm_ipc_counter)
  *
  * In the state every open request runs and holds one of the pages, so a leak shows there as it
  * does with the real engine. */
@@ -350,6 +351,8 @@ static bool set_word(struct fake *f, const char *name, const char *value)
         state->prefill_rate = number;
     } else if (strcmp(name, "max_context") == 0) {
         state->max_context = number;
+    } else if (strncmp(name, "counter", 7) == 0) {
+        state->counters[strtoul(name + 7, NULL, 10) % 256] = number;
     } else {
         return false;
     }
