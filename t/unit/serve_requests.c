@@ -394,6 +394,7 @@ static void test_release(void)
     ok(a->n_records == 0, "another generation's RELEASE is not ours");
     worker_record(w, LLM_IPC_RELEASE, 7, a->generation, &release, sizeof(release));
     ok(worker_ends(w, a, LLM_IPC_OK) && answered(a, 0, &k, 7), "released, with seven tokens");
+    is_int(a->finished.read_tokens, k.n_prompt, "the prompt was read");
 
     submit_ids(&s, k.prompt, k.n_prompt, 50);
     s.head.flags = LLM_IPC_AWAIT_RELEASE;
@@ -403,6 +404,8 @@ static void test_release(void)
     }
     worker_cancel(w, 7);
     ok(worker_ends(w, a, LLM_IPC_CANCELLED), "cancelled instead");
+    is_int(a->finished.prompt_tokens, k.n_prompt, "its prompt is known");
+    is_int(a->finished.read_tokens, 0, "but nothing of it was read");
 
     submit_ids(&s, k.prompt, k.n_prompt, 7);
     s.head.flags = LLM_IPC_AWAIT_RELEASE | LLM_IPC_ECHO;
