@@ -226,6 +226,10 @@ bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 bench-status: $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/status.pl
 
+.PHONY: bench-limits
+bench-limits: $(BUILD)/fake-engine module
+	LLM_BUILD=$(BUILD) t/bench/limits.pl
+
 # --- the GPU ---
 
 CUDA_HOME = /usr/local/cuda
