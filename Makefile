@@ -218,6 +218,10 @@ $(BUILD)/bench/eventfd: $(BUILD)/obj/t/bench/eventfd.o
 bench-audit: engine module
 	LLM_BUILD=$(BUILD) t/bench/audit.pl
 
+.PHONY: bench-keys
+bench-keys: $(BUILD)/fake-engine module
+	LLM_BUILD=$(BUILD) t/bench/keys.pl
+
 .PHONY: bench-edge
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl

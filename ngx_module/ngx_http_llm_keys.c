@@ -24,6 +24,10 @@ static int ngx_libc_cdecl ngx_http_llm_cmp_digests(const void *one,
     const void *two);
 static int ngx_libc_cdecl ngx_http_llm_cmp_names(const void *one,
     const void *two);
+static ngx_int_t ngx_http_llm_index_keys(ngx_conf_t *cf,
+    ngx_http_llm_keys_t *keys);
+static ngx_uint_t ngx_http_llm_key_start(const ngx_http_llm_keys_t *keys,
+    const u_char *digest);
 
 
 char *
@@ -103,7 +107,10 @@ ngx_http_llm_read_keys(ngx_conf_t *cf, ngx_str_t *file)
 
     ngx_free(text.data);
 
-    if (rc != NGX_OK || ngx_http_llm_order_keys(cf, keys) != NGX_OK) {
+    if (rc != NGX_OK
+        || ngx_http_llm_order_keys(cf, keys) != NGX_OK
+        || ngx_http_llm_index_keys(cf, keys) != NGX_OK)
+    {
         return NULL;
     }
 
@@ -359,6 +366,58 @@ ngx_http_llm_cmp_names(const void *one, const void *two)
 
 
 /*
+ * Where those begin that begin alike: digests are evenly spread, so that
+ * there are few of each, whatever the number of keys.
+ */
+
+static ngx_int_t
+ngx_http_llm_index_keys(ngx_conf_t *cf, ngx_http_llm_keys_t *keys)
+{
+    ngx_uint_t  i, n, start;
+
+    for (keys->bits = 1; keys->nelts >> keys->bits; keys->bits++) {
+        /* void */
+    }
+
+    n = (ngx_uint_t) 1 << keys->bits;
+
+    keys->first = ngx_palloc(cf->pool, n * sizeof(uint32_t));
+    if (keys->first == NULL) {
+        return NGX_ERROR;
+    }
+
+    start = 0;
+
+    for (i = 0; i < n; i++) {
+        keys->first[i] = start;
+
+        while (start < keys->nelts
+               && ngx_http_llm_key_start(keys, keys->elts[start].said.digest)
+                  == i)
+        {
+            start++;
+        }
+
+        keys->most = ngx_max(keys->most, start - keys->first[i]);
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_uint_t
+ngx_http_llm_key_start(const ngx_http_llm_keys_t *keys, const u_char *digest)
+{
+    uint32_t  start;
+
+    start = (uint32_t) digest[0] << 24 | digest[1] << 16 | digest[2] << 8
+            | digest[3];
+
+    return start >> (32 - keys->bits);
+}
+
+
+/*
  * In as many steps for a digest that is there as for any other, so that time
  * tells nothing.
  */
@@ -366,15 +425,17 @@ ngx_http_llm_cmp_names(const void *one, const void *two)
 const ngx_http_llm_key_t *
 ngx_http_llm_find_key(const ngx_http_llm_keys_t *keys, const u_char *digest)
 {
-    ngx_uint_t                 n, half;
+    ngx_uint_t                 i, n, half;
     const ngx_http_llm_key_t  *key;
 
-    n = keys->nelts;
-    key = keys->elts;
-
-    if (n == 0) {
+    if (keys->nelts == 0) {
         return NULL;
     }
+
+    n = keys->most;
+    i = keys->first[ngx_http_llm_key_start(keys, digest)];
+
+    key = keys->elts + ngx_min(i, keys->nelts - n);
 
     while (n > 1) {
         half = n / 2;

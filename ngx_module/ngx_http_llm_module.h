@@ -79,6 +79,10 @@ typedef struct {
     ngx_str_t                    file;
     ngx_http_llm_key_t          *elts;     /* by digest */
     ngx_uint_t                   nelts;
+
+    uint32_t                    *first;    /* by what digests begin with */
+    ngx_uint_t                   bits;     /* how much of it */
+    ngx_uint_t                   most;     /* that begin alike */
 } ngx_http_llm_keys_t;
 
 
