@@ -359,8 +359,12 @@ static void many_experts(struct llm_backend *b, const struct llm_cuda_experts *e
     uint32_t max_pairs = p->n_tokens * p->per_token;
 
     llm_cuda_try(b,
-                 llm_cuda_experts_up_many(e, p, max_pairs, b->normed, hidden, b->expert_act, size,
-                                          llm_cuda_next(b)),
+                 llm_cuda_spread_rows(p, max_pairs, b->normed, hidden, (uint32_t) hidden,
+                                      b->expert_out, hidden, llm_cuda_next(b)),
+                 "experts");
+    llm_cuda_try(b,
+                 llm_cuda_experts_up_many(e, p, max_pairs, b->expert_out, hidden, b->expert_act,
+                                          size, llm_cuda_next(b)),
                  "experts");
     llm_cuda_try(b,
                  llm_cuda_experts_down_many(e, p, max_pairs, b->expert_act, size, b->expert_out,

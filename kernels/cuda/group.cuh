@@ -37,11 +37,12 @@ __device__ __forceinline__ void wait_for_products()
 }
 
 /* Until sums are there: what reads them stays behind. */
-__device__ __forceinline__ void wait_for_sums(float (&c)[kSums])
+template <int N>
+__device__ __forceinline__ void wait_for_sums(float (&c)[N])
 {
     wait_for_products<0>();
 #pragma unroll
-    for (int i = 0; i < kSums; i++) {
+    for (int i = 0; i < N; i++) {
         asm volatile("" : "+f"(c[i])::"memory");
     }
 }
@@ -76,21 +77,20 @@ __device__ __forceinline__ uint64_t descriptor_of(const void *p, uint32_t step =
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "            \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
 
-#define LLM_SUMS_64(c)                                                                            \
-    LLM_SUMS_8(c, 0), LLM_SUMS_8(c, 8), LLM_SUMS_8(c, 16), LLM_SUMS_8(c, 24), LLM_SUMS_8(c, 32),  \
-        LLM_SUMS_8(c, 40), LLM_SUMS_8(c, 48), LLM_SUMS_8(c, 56)
+#define LLM_SUMS_32(c, i)                                                                         \
+    LLM_SUMS_8(c, i), LLM_SUMS_8(c, i + 8), LLM_SUMS_8(c, i + 16), LLM_SUMS_8(c, i + 24)
 
-/* c = (add ? c : 0) + a b for a of 64 x 16, of the warpgroup's registers or of shared memory, and b
- * of 16 x 128. */
-__device__ __forceinline__ void multiply(float (&c)[kSums], const uint32_t (&a)[4], uint64_t b,
-                                         bool add)
+#define LLM_SUMS_64(c) LLM_SUMS_32(c, 0), LLM_SUMS_32(c, 32)
+
+/* c = (add ? c : 0) + a b for a of 64 x 16 and b of 16 x 128, in shared memory. */
+__device__ __forceinline__ void multiply(float (&c)[kSums], uint64_t a, uint64_t b, bool add)
 {
-    LLM_ON_HOPPER(LLM_PRODUCT("%69") "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
+    LLM_ON_HOPPER(LLM_PRODUCT("%66") "%64, %65, p, 1, 1, 0, 0;\n}\n"
                  : LLM_SUMS_64(c)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
+                 : "l"(a), "l"(b), "r"((int) add));
 }
 
-/* The same for b whose rows run across the sum. */
+/* The same for a of the warpgroup's registers and b whose rows run across the sum. */
 __device__ __forceinline__ void multiply_across(float (&c)[kSums], const uint32_t (&a)[4],
                                                 uint64_t b, bool add)
 {
@@ -99,11 +99,88 @@ __device__ __forceinline__ void multiply_across(float (&c)[kSums], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int) add));
 }
 
-__device__ __forceinline__ void multiply(float (&c)[kSums], uint64_t a, uint64_t b, bool add)
+/* Operands %0 … of so many sums. */
+#define LLM_NAMES_32                                                                              \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "       \
+    "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+
+#define LLM_NAMES_64                                                                              \
+    LLM_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "       \
+    "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "       \
+    "%63"
+
+#define LLM_NAMES_96                                                                              \
+    LLM_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, "       \
+    "%78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, "       \
+    "%95"
+
+#define LLM_NAMES_128                                                                             \
+    LLM_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, "         \
+    "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, "        \
+    "%122, %123, %124, %125, %126, %127"
+
+#define LLM_SUMS_96(c) LLM_SUMS_64(c), LLM_SUMS_32(c, 64)
+#define LLM_SUMS_128(c) LLM_SUMS_96(c), LLM_SUMS_32(c, 96)
+
+#define LLM_PRODUCT_OF(n, names, operands)                                                        \
+    "{\n"                                                                                         \
+    ".reg .pred p;\n"                                                                             \
+    "setp.eq.u32 p, 0, 0;\n"                                                                      \
+    "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" names "}, " operands ";\n}\n"
+
+/* c += a b for a of 64 x 16, of the warpgroup's registers or of shared memory, and b of 16 x N. */
+template <int N>
+__device__ __forceinline__ void multiply(float (&c)[N / 2], const uint32_t (&a)[4], uint64_t b)
 {
-    LLM_ON_HOPPER(LLM_PRODUCT("%66") "%64, %65, p, 1, 1, 0, 0;\n}\n"
-                 : LLM_SUMS_64(c)
-                 : "l"(a), "l"(b), "r"((int) add));
+    if constexpr (N == 64) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("64", LLM_NAMES_32,
+                                     "{%32, %33, %34, %35}, %36, p, 1, 1, 0")
+                      : LLM_SUMS_32(c, 0)
+                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    } else if constexpr (N == 128) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("128", LLM_NAMES_64,
+                                     "{%64, %65, %66, %67}, %68, p, 1, 1, 0")
+                      : LLM_SUMS_64(c)
+                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    } else if constexpr (N == 192) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("192", LLM_NAMES_96,
+                                     "{%96, %97, %98, %99}, %100, p, 1, 1, 0")
+                      : LLM_SUMS_96(c)
+                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    } else {
+        static_assert(N == 256, "64, 128, 192 or 256 rows");
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("256", LLM_NAMES_128,
+                                     "{%128, %129, %130, %131}, %132, p, 1, 1, 0")
+                      : LLM_SUMS_128(c)
+                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void multiply(float (&c)[N / 2], uint64_t a, uint64_t b)
+{
+    if constexpr (N == 64) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("64", LLM_NAMES_32,
+                                     "%32, %33, p, 1, 1, 0, 0")
+                      : LLM_SUMS_32(c, 0)
+                      : "l"(a), "l"(b));
+    } else if constexpr (N == 128) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("128", LLM_NAMES_64,
+                                     "%64, %65, p, 1, 1, 0, 0")
+                      : LLM_SUMS_64(c)
+                      : "l"(a), "l"(b));
+    } else if constexpr (N == 192) {
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("192", LLM_NAMES_96,
+                                     "%96, %97, p, 1, 1, 0, 0")
+                      : LLM_SUMS_96(c)
+                      : "l"(a), "l"(b));
+    } else {
+        static_assert(N == 256, "64, 128, 192 or 256 rows");
+        LLM_ON_HOPPER(LLM_PRODUCT_OF("256", LLM_NAMES_128,
+                                     "%128, %129, p, 1, 1, 0, 0")
+                      : LLM_SUMS_128(c)
+                      : "l"(a), "l"(b));
+    }
 }
 
 extern __shared__ uint8_t dynamic[];

@@ -240,8 +240,15 @@ int llm_cuda_attend(const struct llm_cuda_attention *a, struct llm_cuda_queue q)
 int llm_cuda_linears_many(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
                           struct llm_cuda_queue q);
 
-/* Any n_tokens; max_pairs: no fewer than there are pairs. y[pair] = down h[pair] in bf16, for
- * llm_cuda_add_experts. */
+/* out[pair] = x of the pair's token: rows of `width` bf16. max_pairs here and below: no fewer than
+ * there are pairs. Any n_tokens. */
+int llm_cuda_spread_rows(const struct llm_cuda_pairs *p, uint32_t max_pairs, const void *x,
+                         size_t ldx, uint32_t width, void *out, size_t ldo,
+                         struct llm_cuda_queue q);
+
+/* x is of pairs, as llm_cuda_spread_rows makes it; y[pair] = down h[pair] in bf16, for
+ * llm_cuda_add_experts. The gate has a multiple of 8 rows; p->max_active is how many experts there
+ * are. */
 int llm_cuda_experts_up_many(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
                              uint32_t max_pairs, const void *x, size_t ldx, void *h, size_t ldh,
                              struct llm_cuda_queue q);

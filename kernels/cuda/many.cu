@@ -1,38 +1,20 @@
 /* Products of stored weights and many rows of activations, as of prompts: bound by the tensor
- * cores.
+ * cores. groups.cu makes them on Hopper; here is what other processors do, and Hopper for tests.
  *
- * A block of two warpgroups makes 128 outputs of 128 rows (for the experts' up 64 of the gate and
- * the same 64 of up), 64 columns at a time. Weights are the left operand: e4m3 comes out of
- * registers and becomes bf16 on the way, exactly; its scale is applied to the fp32 sums after each
- * 128 columns. Chunks of columns are on their way while one is multiplied, and of two blocks of a
- * processor one multiplies while the other waits, begins or stores. Without warpgroups (before
- * Hopper) each warp makes the same sums with its own instructions.
- *
- * One H200, weights and activations mostly in L2: microseconds, and the share of 790 TFLOP/s
- * (t/bench/gpu/many.c):
- *
- *                                           bf16             fp8
- *   8,192 of 8,192, 8,192 rows          2,315   60 %     3,014   46 %
- *   3,072 of 2,048, 4,096 rows            150   44 %       161   41 %
- *   V2-Lite's experts, up, 4,096 tokens   996   48 %     1,071   45 %
- *                      down               525   46 %       565   42 %
- *                      up, 512 tokens     262   23 %       285   21 %
- *                      down               166   18 %       159   19 %
- *   V3's experts, up, 4,096 tokens      1,669   55 %     1,871   49 %
- *                 down                    983   47 %     1,021   45 %
- *
- * Blocks of four warpgroups and 256 outputs were 7 % faster for the experts in bf16 and 8 % slower
- * in e4m3, where one block a processor leaves the making of bf16 uncovered. */
+ * A block of eight warps makes 128 outputs of 128 rows (for the experts' up 64 of the gate and the
+ * same 64 of up), 64 columns at a time. Weights are the left operand: e4m3 comes out of registers
+ * and becomes bf16 on the way, exactly; its scale is applied to the fp32 sums after each 128
+ * columns. Chunks of columns are on their way while one is multiplied, and of two blocks of a
+ * processor one multiplies while the other waits, begins or stores. */
 
 #include "kernels/cuda/group.cuh"
+#include "kernels/cuda/many.cuh"
 
 namespace llm {
 namespace {
 
-constexpr int kGroups = 2; /* of four warps */
-constexpr int kThreads = kGroups * kGroupThreads;
-constexpr int kGroupOuts = 64;
-constexpr int kOuts = kGroups * kGroupOuts, kRows = 128;
+constexpr int kThreads = 256;
+constexpr int kHalf = 64, kOuts = 2 * kHalf, kRows = 128; /* half of the outputs have one scale */
 constexpr int kChunk = 64;            /* columns: a row of activations of 128 bytes */
 constexpr int kSteps = kChunk / 16;   /* of the tensor cores */
 constexpr int kLine = kOuts + 4;      /* floats of a row of sums: columns in other banks */
@@ -46,7 +28,7 @@ struct stage {
     static constexpr int kWeights = kRows * kChunk * 2;   /* behind the activations */
     static constexpr int kSize = (kWeights + kOuts * kPitch + 1023) / 1024 * 1024;
     static constexpr int kStages = 3; /* two blocks have room, and one on Ada */
-    static constexpr int kAhead = kStages - 2; /* chunks */
+    static constexpr int kAhead = kStages - 1; /* chunks */
     static constexpr int kPieces = kRowBytes / 16;
     static constexpr int kCopies = kOuts * kPieces / kThreads;
 };
@@ -60,8 +42,8 @@ static_assert(kRows * kLine * 4 <= stage<LLM_CUDA_BF16>::kStages * stage<LLM_CUD
               "the sums' place");
 
 /* What a block multiplies: outputs i < 128 have the weights at w + offset of this thread's copies,
- * rows x[j] of activations are those of its copies. scale: of this warpgroup's outputs, one for
- * each 128 columns. */
+ * rows x[j] of activations are those of its copies. scale: of this warp's outputs, one for each 128
+ * columns. */
 template <int Dtype>
 struct operands {
     const uint8_t *w;
@@ -146,9 +128,9 @@ __device__ __forceinline__ void load_left_bf16(uint32_t (&a)[4], const uint8_t *
     load_matrices(a, weights + row * 128 + (k * 2 + lane / 16 ^ row % 8) * 16);
 }
 
-/* sums += a times the activations of step k, without warpgroups. */
-__device__ __forceinline__ void multiply_alone(float (&sums)[kSums], const uint32_t (&a)[4],
-                                               const uint8_t *x, int k)
+/* sums += a times the activations of step k. */
+__device__ __forceinline__ void multiply_step(float (&sums)[kSums], const uint32_t (&a)[4],
+                                              const uint8_t *x, int k)
 {
     int lane = threadIdx.x % kWarp;
 
@@ -163,47 +145,33 @@ __device__ __forceinline__ void multiply_alone(float (&sums)[kSums], const uint3
     }
 }
 
-/* sums += the products of a chunk in shared memory; `left` is what e4m3 needs until they are
- * there. */
-template <int Dtype, bool Groups>
-__device__ __forceinline__ void multiply_chunk(float (&sums)[kSums], uint32_t (&left)[kSteps][4],
-                                               const uint8_t *x, const uint8_t *w)
+/* sums += the products of a chunk in shared memory. */
+template <int Dtype>
+__device__ __forceinline__ void multiply_chunk(float (&sums)[kSums], const uint8_t *x,
+                                               const uint8_t *w)
 {
+    uint32_t left[kSteps][4];
+
     if (Dtype == LLM_CUDA_E4M3) {
         load_left(left, w);
     }
-    if (Groups) {
-        begin_products();
-    }
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
-        if (!Groups) {
-            if (Dtype == LLM_CUDA_BF16) {
-                load_left_bf16(left[k], w, k);
-            }
-            multiply_alone(sums, left[k], x, k);
-        } else if (Dtype == LLM_CUDA_E4M3) {
-            multiply(sums, left[k], descriptor_of(x + k * 32), true);
-        } else {
-            const uint8_t *own = w + threadIdx.x / kGroupThreads * kGroupOuts * 128;
-
-            multiply(sums, descriptor_of(own + k * 32), descriptor_of(x + k * 32), true);
+        if (Dtype == LLM_CUDA_BF16) {
+            load_left_bf16(left[k], w, k);
         }
-    }
-    if (Groups) {
-        commit_products();
+        multiply_step(sums, left[k], x, k);
     }
 }
 
 /* sums = weights * activations over all columns; of row g (+ 8) of the warp's 16 and of columns
  * 8 j + 2 t (+ 1) at sums[4 j …], as the tensor cores have them. */
-template <int Dtype, bool Groups>
+template <int Dtype>
 __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *shared,
                                              float (&sums)[kSums])
 {
     using s = stage<Dtype>;
     uint32_t n_chunks = (o.cols + kChunk - 1) / kChunk;
-    uint32_t left[2][kSteps][4];
     float last = 0;
 
     auto fetch = [&](uint32_t chunk) {
@@ -211,18 +179,6 @@ __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *
             fetch_chunk<Dtype>(o, chunk, shared);
         }
         commit_copies();
-    };
-    /* chunk c; what e4m3 has in `left` for the chunk before may be in use still */
-    auto take = [&](uint32_t c, uint32_t (&a)[kSteps][4]) {
-        const uint8_t *x = shared + c % s::kStages * s::kSize, *w = x + s::kWeights;
-
-        wait_for_copies<s::kAhead - 1>();
-        if (Groups) {
-            publish_copies();
-        }
-        __syncthreads();
-        fetch(c + s::kAhead); /* where chunk c - 2 was, which all have multiplied */
-        multiply_chunk<Dtype, Groups>(sums, a, x, w);
     };
 
 #pragma unroll
@@ -232,25 +188,16 @@ __device__ __forceinline__ void multiply_all(const operands<Dtype> &o, uint8_t *
     for (int c = 0; c < s::kAhead; c++) {
         fetch(c);
     }
-    for (uint32_t c = 0; c < n_chunks; c += 2) {
-        if (Dtype == LLM_CUDA_E4M3) {
+    for (uint32_t c = 0; c < n_chunks; c++) {
+        const uint8_t *x = shared + c % s::kStages * s::kSize, *w = x + s::kWeights;
+
+        if (Dtype == LLM_CUDA_E4M3 && c % 2 == 0) {
             change_unit(sums, last, o.scale[c / 2]);
         }
-        take(c, left[0]);
-        if (Groups && Dtype == LLM_CUDA_BF16) {
-            wait_for_products<1>();
-        }
-        if (c + 1 < n_chunks) {
-            take(c + 1, left[1]);
-        }
-        if (Groups && Dtype == LLM_CUDA_BF16) {
-            wait_for_products<1>();
-        } else if (Groups) {
-            wait_for_sums(sums);
-        }
-    }
-    if (Groups) {
-        wait_for_sums(sums);
+        wait_for_copies<s::kAhead - 1>();
+        __syncthreads();
+        fetch(c + s::kAhead); /* where the chunk before this was, which all have multiplied */
+        multiply_chunk<Dtype>(sums, x, w);
     }
     if (Dtype == LLM_CUDA_E4M3) {
 #pragma unroll
@@ -274,14 +221,13 @@ __device__ __forceinline__ void store_sums(const float (&sums)[kSums], float *sh
     __syncthreads();
 }
 
-
 struct linear_args {
     struct llm_cuda_linear l[LLM_CUDA_MAX_LINEARS];
     uint32_t end[LLM_CUDA_MAX_LINEARS]; /* one past its last block */
     uint32_t n_rows;
 };
 
-template <int Dtype, bool Groups>
+template <int Dtype>
 __global__ void __launch_bounds__(kThreads, 2)
     linear_many_kernel(const __grid_constant__ linear_args a)
 {
@@ -297,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const struct llm_cuda_linear &l = a.l[which];
     uint32_t n_tiles = (l.w.rows + kOuts - 1) / kOuts, member = block / n_tiles;
     uint32_t first = block % n_tiles * kOuts, n_rows = min(a.n_rows - row, kRows);
-    uint32_t own = first + threadIdx.x / 128 * kGroupOuts;
+    uint32_t own = first + threadIdx.x / (kThreads / 2) * kHalf;
     const __nv_bfloat16 *x = static_cast<const __nv_bfloat16 *>(l.x) + member * l.x_step;
     operands<Dtype> o;
     float sums[kSums];
@@ -319,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     wait_for_previous();
     let_next_begin();
-    multiply_all<Dtype, Groups>(o, shared, sums);
+    multiply_all<Dtype>(o, shared, sums);
 
     float *all = reinterpret_cast<float *>(shared);
     store_sums(sums, all);
@@ -399,12 +345,12 @@ __device__ __forceinline__ tile find_tile(const struct llm_cuda_pairs &p)
     return found;
 }
 
-template <int Dtype, bool Groups, bool Up>
+template <int Dtype, bool Up>
 __global__ void __launch_bounds__(kThreads, 2)
     experts_many_kernel(const __grid_constant__ expert_args a)
 {
     using s = stage<Dtype>;
-    constexpr int kMade = Up ? kGroupOuts : kOuts; /* outputs of the block */
+    constexpr int kMade = Up ? kHalf : kOuts; /* outputs of the block */
     uint8_t *shared = aligned_shared();
     const struct llm_cuda_matrix &m = Up ? a.e.gate_up : a.e.down;
     uint32_t n_outs = Up ? a.e.down.cols : m.rows, first = blockIdx.x * kMade;
@@ -419,7 +365,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     /* of output i of the block: the gate's rows and then up's, or down's */
     auto weight_row = [&](uint32_t i) {
-        return Up ? min(first + i % kGroupOuts, n_outs - 1) + i / kGroupOuts * n_outs
+        return Up ? min(first + i % kHalf, n_outs - 1) + i / kHalf * n_outs
                   : min(first + i, n_outs - 1);
     };
     operands<Dtype> o;
@@ -429,7 +375,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           + t.expert * (Up ? a.e.gate_up_step : a.e.down_step);
     o.cols = m.cols;
     o.scale = m.scale + t.expert * (Up ? a.e.gate_up_scale_step : a.e.down_scale_step)
-              + weight_row(threadIdx.x / 128 * kGroupOuts) / LLM_CUDA_SCALE_BLOCK * m.scale_stride;
+              + weight_row(threadIdx.x / (kThreads / 2) * kHalf) / LLM_CUDA_SCALE_BLOCK * m.scale_stride;
     for (int j = 0; j < s::kCopies; j++) {
         o.offset[j] =
             weight_row((threadIdx.x + j * kThreads) / s::kPieces) * (uint32_t) m.stride;
@@ -437,9 +383,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int j = 0; j < kRowCopies; j++) {
         uint32_t r = threadIdx.x / 8 + j * (kThreads / 8), pair = t.first + r;
 
-        o.x[j] = r < t.n ? a.x + (Up ? a.p.token[pair] : pair) * a.ldx : NULL;
+        o.x[j] = r < t.n ? a.x + pair * a.ldx : NULL;
     }
-    multiply_all<Dtype, Groups>(o, shared, sums);
+    multiply_all<Dtype>(o, shared, sums);
 
     float *all = reinterpret_cast<float *>(shared);
     store_sums(sums, all);
@@ -448,7 +394,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         float v = all[r * kLine + n];
 
         if (first + n < n_outs) {
-            v = Up ? v / (1 + __expf(-v)) * all[r * kLine + kGroupOuts + n] : v;
+            v = Up ? v / (1 + __expf(-v)) * all[r * kLine + kHalf + n] : v;
             a.out[(t.first + r) * a.ldo + first + n] = __float2bfloat16_rn(v);
         }
     }
@@ -467,12 +413,10 @@ int launch_many(void (*kernel)(Args), dim3 grid, int shared, const struct llm_cu
 template <int Dtype, bool Up>
 int launch_experts(const expert_args &a, uint32_t max_pairs, const struct llm_cuda_queue &q)
 {
-    uint32_t n_outs = Up ? a.e.down.cols : a.e.down.rows, made = Up ? kGroupOuts : kOuts;
+    uint32_t n_outs = Up ? a.e.down.cols : a.e.down.rows, made = Up ? kHalf : kOuts;
     dim3 grid((n_outs + made - 1) / made, max_pairs / kRows + a.p.max_active);
 
-    return launch_many(runs_groups() ? experts_many_kernel<Dtype, true, Up>
-                                     : experts_many_kernel<Dtype, false, Up>,
-                       grid, kShared<Dtype>, q, a);
+    return launch_many(experts_many_kernel<Dtype, Up>, grid, kShared<Dtype>, q, a);
 }
 
 template <bool Up>
@@ -485,13 +429,50 @@ int launch_experts(const expert_args &a, uint32_t max_pairs, const struct llm_cu
 template <int Dtype>
 int launch_linears(const linear_args &a, uint32_t blocks, const struct llm_cuda_queue &q)
 {
-    return launch_many(runs_groups() ? linear_many_kernel<Dtype, true>
-                                     : linear_many_kernel<Dtype, false>,
+    return launch_many(linear_many_kernel<Dtype>,
                        dim3(blocks, (a.n_rows + kRows - 1) / kRows), kShared<Dtype>, q, a);
+}
+
+struct spread_args {
+    struct llm_cuda_pairs p;
+    const uint4 *x;
+    size_t ldx, ldo; /* pieces of 16 bytes, as the next */
+    uint32_t n;
+    uint4 *out;
+};
+
+constexpr int kSpreadThreads = 128;
+
+__global__ void __launch_bounds__(kSpreadThreads)
+    spread_kernel(const __grid_constant__ spread_args a)
+{
+    uint32_t pair = blockIdx.x;
+
+    wait_for_previous();
+    let_next_begin();
+    if (pair >= a.p.first[*a.p.n_active]) {
+        return;
+    }
+
+    const uint4 *x = a.x + a.p.token[pair] * a.ldx;
+    for (uint32_t i = threadIdx.x; i < a.n; i += kSpreadThreads) {
+        a.out[pair * a.ldo + i] = x[i];
+    }
 }
 
 } // namespace
 } // namespace llm
+
+extern "C" int llm_cuda_spread_rows(const struct llm_cuda_pairs *p, uint32_t max_pairs,
+                                    const void *x, size_t ldx, uint32_t width, void *out,
+                                    size_t ldo, struct llm_cuda_queue q)
+{
+    llm::spread_args a = {*p,      static_cast<const uint4 *>(x),
+                          ldx / 8, ldo / 8,
+                          (width + 7) / 8, static_cast<uint4 *>(out)};
+
+    return llm::launch(llm::spread_kernel, dim3(max_pairs), llm::kSpreadThreads, 0, q, a);
+}
 
 extern "C" int llm_cuda_linears_many(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
                                      struct llm_cuda_queue q)
@@ -499,6 +480,9 @@ extern "C" int llm_cuda_linears_many(const struct llm_cuda_linear *l, uint32_t n
     llm::linear_args a = {};
     uint32_t blocks = 0;
 
+    if (llm::runs_groups()) {
+        return llm::linears_by_groups(l, n, n_rows, q);
+    }
     for (uint32_t i = 0; i < n; i++) {
         a.l[i] = l[i];
         blocks += (l[i].w.rows + llm::kOuts - 1) / llm::kOuts * l[i].n_batch;
@@ -519,6 +503,9 @@ extern "C" int llm_cuda_experts_up_many(const struct llm_cuda_experts *e,
                           static_cast<const __nv_bfloat16 *>(x), ldx,
                           static_cast<__nv_bfloat16 *>(h), ldh};
 
+    if (llm::runs_groups()) {
+        return llm::experts_up_by_groups(*e, *p, max_pairs, x, ldx, h, ldh, q);
+    }
     return llm::launch_experts<true>(a, max_pairs, q);
 }
 
@@ -531,5 +518,8 @@ extern "C" int llm_cuda_experts_down_many(const struct llm_cuda_experts *e,
                           static_cast<const __nv_bfloat16 *>(h), ldh,
                           static_cast<__nv_bfloat16 *>(y), ldy};
 
+    if (llm::runs_groups()) {
+        return llm::experts_down_by_groups(*e, *p, max_pairs, h, ldh, y, ldy, q);
+    }
     return llm::launch_experts<false>(a, max_pairs, q);
 }

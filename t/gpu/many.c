@@ -147,11 +147,12 @@ static void test_experts(enum llm_cuda_dtype dtype, uint32_t n_tokens, uint32_t 
         .max_active = n_experts,
         .n_tokens = n_tokens,
     };
-    void *d_x = device_copy(x, n_tokens * ldx * 2), *d_h = device_poisoned(n_pairs * ldh * 2);
-    void *d_y = device_poisoned(n_pairs * ldx * 2);
+    void *d_x = device_copy(x, n_tokens * ldx * 2), *d_h = device_poisoned((n_pairs + 200) * ldh * 2);
     uint32_t max_pairs = n_pairs + rnd(200);
+    void *d_y = device_poisoned(max_pairs * ldx * 2);
 
-    CUDA(llm_cuda_experts_up_many(&e, &p, max_pairs, d_x, ldx, d_h, ldh, q));
+    CUDA(llm_cuda_spread_rows(&p, max_pairs, d_x, ldx, hidden, d_y, ldx, q));
+    CUDA(llm_cuda_experts_up_many(&e, &p, max_pairs, d_y, ldx, d_h, ldh, q));
     CUDA(llm_cuda_experts_down_many(&e, &p, max_pairs, d_h, ldh, d_y, ldx, q));
     got_h = fetch_bf16(d_h, n_pairs * ldh);
     got_y = fetch_bf16(d_y, n_pairs * ldx);
@@ -202,7 +203,7 @@ int main(int argc, char **argv)
 
     for (uint32_t i = 0; i < count; i++) {
         enum llm_cuda_dtype dtype = (enum llm_cuda_dtype) (i % 2);
-        uint32_t width = dtype == LLM_CUDA_E4M3 ? 128 * (1 + rnd(2)) : 1 + rnd(150);
+        uint32_t width = dtype == LLM_CUDA_E4M3 ? 128 * (1 + rnd(2)) : 8 * (1 + rnd(19));
 
         test_linears(dtype, 1 + rnd(i % 3 ? 300 : 20), 1 + rnd(300), 1 + rnd(i % 5 ? 700 : 90));
         test_experts(dtype, 1 + rnd(i % 3 ? 200 : 20), 1 + rnd(300), width, 1 + rnd(5));

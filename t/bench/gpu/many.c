@@ -23,6 +23,15 @@ static void enqueue_linear(void *ctx, uint32_t i, struct llm_cuda_queue q)
     CUDA(llm_cuda_linears_many(&r->l, 1, r->n_rows, q));
 }
 
+static void enqueue_spread(void *ctx, uint32_t i, struct llm_cuda_queue q)
+{
+    const struct run *r = ctx;
+
+    (void) i;
+    CUDA(llm_cuda_spread_rows(&r->p, r->n_pairs, r->x, r->hidden, (uint32_t) r->hidden, r->y,
+                              r->hidden, q));
+}
+
 static void enqueue_up(void *ctx, uint32_t i, struct llm_cuda_queue q)
 {
     const struct run *r = ctx;
@@ -120,6 +129,7 @@ static void bench_experts(enum llm_cuda_dtype dtype, uint32_t hidden, uint32_t w
     r.h = pool + POOL_BYTES * 3 / 4;
     r.y = device((size_t) n_pairs * hidden * 2);
 
+    printf("rows of %u pairs: %.1f us\n", n_pairs, launch_us(enqueue_spread, &r, 5, false));
     snprintf(name, sizeof(name), "%s, up of %u experts of %u x %u, %u tokens", names[dtype], all,
              hidden, width, n_tokens);
     report_flops(name, 4.0 * hidden * width * n_pairs, enqueue_up, &r);
