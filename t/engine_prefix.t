@@ -162,6 +162,7 @@ $engine->stop;
 # --- the host tier: eight pages of memory, which one prompt fills ---
 
 my @modes = ([], [ '--deterministic' ], [ '--latent-dtype', 'fp8' ], [ '--numerics', 'exact' ]);
+my $gpu = ($ENV{LLM_DEVICE} // '') =~ /^cuda/;
 $#modes = 0 if $ENV{LLM_SANITIZE}; # which is ten times slower
 
 for my $mode (@modes) {
@@ -178,6 +179,7 @@ for my $mode (@modes) {
         my $r = ask('anna', $prompts[$i]);
 
         is(cached($r), 384, "$name: found though it had to leave");
+        next if $gpu && "@$mode" !~ /deterministic|exact/; # bits depend on how a prompt is cut
         is($r->text, $texts[$i], "$name: the same text");
     }
     ok(counted($small, 'misses', 4 * 384), "$name: nothing is computed twice");

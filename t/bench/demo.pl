@@ -8,6 +8,8 @@ use strict;
 use warnings;
 
 use lib 't/lib';
+use IO::Select;
+use JSON::PP qw(encode_json);
 use LLM::Test;
 
 my $runs = $ARGV[0] // 30;
@@ -34,35 +36,46 @@ sub ids { map { 300 + int rand 3000 } 1 .. shift }
 sub send_request {
     my ($node, $prompt, $tokens) = @_;
     my $client = $node->{nginx}->client(timeout => 60);
-
-    $client->request('POST', '/v1/completions', json => {
+    my $body = encode_json({
         prompt => $prompt, max_tokens => $tokens, ignore_eos => \1, temperature => 1,
         stream => \1, stream_options => { include_usage => \1 } });
+
+    $client->request('POST', '/v1/completions', body => $body);
     return $client;
 }
 
-# Reads a stream to its end: when it was asked for, when its first and its last token came, and how
-# many tokens there were, all and cached.
-sub read_stream {
-    my ($client) = @_;
-    my $r = $client->response;
-    my %seen = (asked => $r->{times}{asked});
+# Reads streams to their ends: when each was asked for, when its first and its last token came, and
+# how many tokens there were, all and cached. What they say is looked at when all is there: that
+# takes longer than making it.
+sub read_streams {
+    my %left = map { $_->{socket} => { client => $_ } } @_;
+    my $select = IO::Select->new(map { $_->{socket} } @_);
+    my @seen;
 
-    $r->status == 200 or die 'no answer: ' . $r->status;
-    while (my $e = $r->event) {
-        my $choice = ($e->{json} // {})->{choices} // [];
+    while (my @ready = $select->can_read(60)) {
+        for my $socket (@ready) {
+            my $s = $left{$socket};
+            my $in = \$s->{client}{in};
+            my $n = sysread($socket, $$in, 65536, length $$in);
 
-        $seen{last} = $e->{time} if @$choice;
-        $seen{first} //= $e->{time} if @$choice;
+            next if !defined $n;
+            $select->remove($socket) if $n == 0;
+            $s->{last} = time if $n > 0;
+            $s->{first} //= time if $$in =~ /^data: /m;
+        }
     }
-    $r->usage or die "broken off: " . $r->{stream_error}{message};
-    $seen{tokens} = $r->usage->{completion_tokens};
-    $seen{cached} = $r->usage->{prompt_tokens_details}{cached_tokens};
-    $client->close;
-    return \%seen;
+    for my $s (map { $left{ $_->{socket} } } @_) {
+        my $r = $s->{client}->response;
+
+        $r->status == 200 && $r->usage or die 'broken off: ' . $r->status;
+        push @seen, { %$s, asked => $r->{times}{asked}, tokens => $r->usage->{completion_tokens},
+            cached => $r->usage->{prompt_tokens_details}{cached_tokens} };
+        $s->{client}->close;
+    }
+    return @seen;
 }
 
-sub ask { return read_stream(send_request(@_)) }
+sub ask { return (read_streams(send_request(@_)))[0] }
 
 sub first_ms {
     my ($seen) = @_;
@@ -91,8 +104,7 @@ for my $warm ($node, $other) {
     ask($warm, [ ids($_) ], 40) for (24, $TAIL, $PREFIX + $TAIL) x 2;
 }
 {
-    my @clients = map { send_request($node, [ ids(24) ], 40) } 1 .. $STREAMS;
-    read_stream($_) for @clients;
+    read_streams(map { send_request($node, [ ids(24) ], 40) } 1 .. $STREAMS);
 }
 
 my @one = map { ask($node, [ ids(24) ], 300) } 1 .. $runs;
@@ -102,7 +114,7 @@ report('one stream of 300 tokens', 'tok/s', map { rate($_) } @one);
 my (@all, @firsts);
 for (1 .. ($runs + 4) / 5) {
     my $begin = time;
-    my @seen = map { read_stream($_) } map { send_request($node, [ ids(24) ], 300) } 1 .. $STREAMS;
+    my @seen = read_streams(map { send_request($node, [ ids(24) ], 300) } 1 .. $STREAMS);
     my ($tokens, $last) = (0, 0);
 
     for my $s (@seen) {
