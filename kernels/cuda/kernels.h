@@ -10,10 +10,10 @@
  *  - Every output is summed up in one order that depends on nothing but the shapes of what is
  *    launched: not on the number of rows or sequences, nor on which block computes it.
  *
- * There are two paths. The fast one (linear.cu, experts.cu, attention.cu, many.cu) has activations
- * in bf16, whose products are exact, weights in bf16 or in e4m3 with a scale for each 128 x 128,
- * latents of 512 + 64; its pointers to rows are aligned to 16 bytes and so are the steps from row
- * to row. The general one (plain.cu, plain_attention.cu) has activations in fp32 and takes
+ * There are two paths. The fast one (linear.cu, experts.cu, attention.cu, many.cu, groups.cu,
+ * prompt.cu) has activations in bf16, whose products are exact, weights in bf16 or in e4m3 with a
+ * scale for each 128 x 128, latents of 512 + 64; its pointers to rows are aligned to 16 bytes and
+ * so are the steps from row to row. The general one (plain.cu, plain_attention.cu) has activations in fp32 and takes
  * every width and every type that a checkpoint has, aligned to its elements. What lies between
  * these operations (rows.cu, latent.cu, router.cu, sample.cu) serves both. */
 
@@ -247,8 +247,8 @@ int llm_cuda_spread_rows(const struct llm_cuda_pairs *p, uint32_t max_pairs, con
                          struct llm_cuda_queue q);
 
 /* x is of pairs, as llm_cuda_spread_rows makes it; y[pair] = down h[pair] in bf16, for
- * llm_cuda_add_experts. The gate has a multiple of 8 rows; p->max_active is how many experts there
- * are. */
+ * llm_cuda_add_experts. All max_pairs rows of x and h may be read. The gate has a multiple of 8
+ * rows; p->max_active is how many experts there are. */
 int llm_cuda_experts_up_many(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
                              uint32_t max_pairs, const void *x, size_t ldx, void *h, size_t ldh,
                              struct llm_cuda_queue q);

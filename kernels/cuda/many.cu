@@ -375,7 +375,8 @@ __global__ void __launch_bounds__(kThreads, 2)
           + t.expert * (Up ? a.e.gate_up_step : a.e.down_step);
     o.cols = m.cols;
     o.scale = m.scale + t.expert * (Up ? a.e.gate_up_scale_step : a.e.down_scale_step)
-              + weight_row(threadIdx.x / (kThreads / 2) * kHalf) / LLM_CUDA_SCALE_BLOCK * m.scale_stride;
+              + weight_row(threadIdx.x / (kThreads / 2) * kHalf) / LLM_CUDA_SCALE_BLOCK
+                    * m.scale_stride;
     for (int j = 0; j < s::kCopies; j++) {
         o.offset[j] =
             weight_row((threadIdx.x + j * kThreads) / s::kPieces) * (uint32_t) m.stride;

@@ -37,8 +37,8 @@ __device__ __forceinline__ void expect_bytes(uint64_t *b, uint32_t n)
                   : "memory");
 }
 
-/* Arrives at that barrier of a block of the cluster. It tells of what has been read: to tell of what
- * was written, to the whole cluster, would take a microsecond. */
+/* Arrives at that barrier of a block of the cluster. It tells of what has been read: to tell the
+ * whole cluster of what was written would take a microsecond. */
 __device__ __forceinline__ void arrive_at(uint64_t *b, uint32_t block)
 {
     LLM_ON_HOPPER("{\n"

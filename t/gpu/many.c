@@ -147,9 +147,9 @@ static void test_experts(enum llm_cuda_dtype dtype, uint32_t n_tokens, uint32_t 
         .max_active = n_experts,
         .n_tokens = n_tokens,
     };
-    void *d_x = device_copy(x, n_tokens * ldx * 2), *d_h = device_poisoned((n_pairs + 200) * ldh * 2);
     uint32_t max_pairs = n_pairs + rnd(200);
-    void *d_y = device_poisoned(max_pairs * ldx * 2);
+    void *d_x = device_copy(x, n_tokens * ldx * 2);
+    void *d_h = device_poisoned(max_pairs * ldh * 2), *d_y = device_poisoned(max_pairs * ldx * 2);
 
     CUDA(llm_cuda_spread_rows(&p, max_pairs, d_x, ldx, hidden, d_y, ldx, q));
     CUDA(llm_cuda_experts_up_many(&e, &p, max_pairs, d_y, ldx, d_h, ldh, q));
