@@ -13,9 +13,9 @@
  * There are two paths. The fast one (linear.cu, experts.cu, attention.cu, many.cu, groups.cu,
  * prompt.cu) has activations in bf16, whose products are exact, weights in bf16 or in e4m3 with a
  * scale for each 128 x 128, latents of 512 + 64; its pointers to rows are aligned to 16 bytes and
- * so are the steps from row to row. The general one (plain.cu, plain_attention.cu) has activations in fp32 and takes
- * every width and every type that a checkpoint has, aligned to its elements. What lies between
- * these operations (rows.cu, latent.cu, router.cu, sample.cu) serves both. */
+ * so are the steps from row to row. The general one (plain.cu, plain_attention.cu) has activations
+ * in fp32 and takes every width and every type that a checkpoint has, aligned to its elements. What
+ * lies between these operations (rows.cu, latent.cu, router.cu, sample.cu) serves both. */
 
 #ifndef KERNELS_CUDA_KERNELS_H
 #define KERNELS_CUDA_KERNELS_H
