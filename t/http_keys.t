@@ -162,6 +162,7 @@ EOT
         location /models/v1/ {
             llm_model fake unix:%%SOCK%% default;
             llm_model other unix:%%SOCK%%;
+            llm_model gone unix:%%DIR%%/nobody.sock;
         }
         location /req/v1/ { llm_pass unix:%%SOCK%%; limit_req zone=req; limit_req_status 429; }
         location /plain/ { return 200 "<$llm_tenant>"; }
@@ -245,6 +246,9 @@ for my $uri (qw(/v1/completions /models/v1/completions)) {
     }
 }
 is(names(ask('GET', '/models/v1/models', %small)), 'other', 'names of the configuration');
+is(ask('GET', '/models/v1/models/gone', headers => $k{plain}->bearer)->status, 503,
+    'a model whose engine is not there');
+is(ask('GET', '/models/v1/models/gone', %small)->status, 404, 'is not for this key either');
 is(ask('POST', '/models/v1/completions', %small, json => { prompt => 'x', model => 'other' })->status,
     200, 'that are allowed');
 

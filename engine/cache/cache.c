@@ -185,6 +185,18 @@ void llm_cache_leave(struct llm_cache *c, struct llm_cache_tenant *t)
     let_go(c, t);
 }
 
+void llm_cache_limit(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t max_pages)
+{
+    (void) c;
+    t->max_pages = llm_owner_is_public(t->owner) ? 0 : max_pages;
+}
+
+/* Whether the tenant may have that many pages in a tier. */
+static bool is_allowed(const struct llm_cache_tenant *t, uint32_t n_pages)
+{
+    return t->max_pages == 0 || n_pages <= t->max_pages;
+}
+
 static void used_by(struct llm_cache *c, struct llm_cache_tenant *t, uint64_t now)
 {
     if (llm_owners_use(&c->owners, t, now)) {
@@ -290,7 +302,7 @@ static uint32_t take_slot(struct llm_cache *c, const struct llm_cache_tenant *t,
     const struct llm_part *part = &t->parts[LLM_TIER_HOST];
     uint32_t slot, goes = LLM_NO_ENTRY;
 
-    if (part->n_pages >= c->most_of_tenant[LLM_TIER_HOST]) {
+    if (part->n_pages >= c->most_of_tenant[LLM_TIER_HOST] || !is_allowed(t, part->n_pages + 1)) {
         if (part->n_idle == 0) {
             return LLM_NO_PAGE;
         }
@@ -344,6 +356,17 @@ static void push_out_of_pool(struct llm_cache *c, uint32_t e, uint64_t now)
     settle(c, e);
 }
 
+/* Idle pages go while the tenant leaves, or has, more in the pool than it may. */
+static void keep_limits(struct llm_cache *c, struct llm_cache_tenant *t, uint64_t now)
+{
+    const struct llm_part *part = &t->parts[LLM_TIER_MEMORY];
+
+    while (part->n_idle > c->most_of_tenant[LLM_TIER_MEMORY] ||
+           (part->n_idle > 0 && !is_allowed(t, part->n_pages))) {
+        push_out_of_pool(c, part->oldest, now);
+    }
+}
+
 /* --- users --- */
 
 uint32_t llm_cache_available(const struct llm_cache *c)
@@ -388,13 +411,10 @@ void llm_cache_hold(struct llm_cache *c, uint32_t page)
 static void become_idle(struct llm_cache *c, uint32_t e, uint64_t now)
 {
     struct llm_cache_tenant *t = c->entries[e].tenant;
-    const struct llm_part *part = &t->parts[LLM_TIER_MEMORY];
 
     used_by(c, t, now);
     llm_tier_put(&c->tiers[LLM_TIER_MEMORY], t, e);
-    if (part->n_idle > c->most_of_tenant[LLM_TIER_MEMORY]) {
-        push_out_of_pool(c, part->oldest, now);
-    }
+    keep_limits(c, t, now);
 }
 
 static void drop_one(struct llm_cache *c, uint32_t page, uint64_t now)
@@ -571,6 +591,7 @@ bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t
                        const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS],
                        const void *writer)
 {
+    uint64_t now = c->now(c->now_ctx);
     uint32_t e;
 
     assert(in_use(c, page) && !llm_cache_indexed(c, page));
@@ -584,7 +605,8 @@ bool llm_cache_publish(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t
     llm_pool_hold(&c->pool, page);
     c->pages[page].pending = true;
     c->pages[page].writer = writer;
-    used_by(c, t, c->now(c->now_ctx));
+    used_by(c, t, now);
+    keep_limits(c, t, now); /* idle pages, for one that is not */
     return true;
 }
 
@@ -681,11 +703,13 @@ uint32_t llm_cache_purge(struct llm_cache *c, const uint8_t owner[32])
 static bool may_be_saved(const struct llm_cache *c, uint32_t page)
 {
     uint32_t e = c->pages[page].entry;
+    const struct llm_cache_tenant *t = e != LLM_NO_ENTRY ? c->entries[e].tenant : NULL;
     enum llm_cache_tier tier = LLM_TIER_HOST;
 
     return e != LLM_NO_ENTRY && !c->pages[page].pending && !c->pages[page].hidden
            && c->entries[e].slot == LLM_NO_PAGE
-           && c->entries[e].tenant->parts[tier].n_pages < c->most_of_tenant[tier];
+           && t->parts[tier].n_pages < c->most_of_tenant[tier]
+           && is_allowed(t, t->parts[tier].n_pages + 1);
 }
 
 void llm_cache_save(struct llm_cache *c, uint32_t n)

@@ -56,6 +56,11 @@ struct llm_cache_tenant *llm_cache_join(struct llm_cache *c, const uint8_t owner
                                         uint32_t weight);
 void llm_cache_leave(struct llm_cache *c, struct llm_cache_tenant *t);
 
+/* How many pages the tenant may have in each tier, in use or not: when there are more, idle ones
+ * go; what is in use is never taken. max_pages 0: no limit but tenant_percent; the last one said
+ * counts. *public* has none. */
+void llm_cache_limit(struct llm_cache *c, struct llm_cache_tenant *t, uint32_t max_pages);
+
 /* Pages that can be had at once: free and idle ones. */
 uint32_t llm_cache_available(const struct llm_cache *c);
 uint32_t llm_cache_total(const struct llm_cache *c);

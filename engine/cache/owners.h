@@ -24,6 +24,7 @@ struct llm_cache_tenant {
     uint8_t owner[32];
     uint32_t users;
     uint32_t weight;
+    uint32_t max_pages; /* in each tier; 0: no limit of its own */
     bool active;
     uint64_t used_ns; /* when it last used a page; 0: never */
     uint64_t epoch;   /* in Redis, of all its pages here; 0: not heard of any */

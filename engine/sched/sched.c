@@ -216,6 +216,9 @@ static bool enter(struct llm_sched *s, struct llm_request *r)
     }
     if (r->scope != LLM_SCOPE_OFF) {
         r->owner = llm_cache_join(s->cache, r->owner_digest, r->tenant->weight);
+        if (r->owner != NULL) {
+            llm_cache_limit(s->cache, r->owner, r->max_pages);
+        }
     }
     return r->scope == LLM_SCOPE_OFF || r->owner != NULL;
 }

@@ -377,6 +377,65 @@ static void test_alone(void)
     close_cache("quota");
 }
 
+static uint64_t pages_in(enum llm_cache_tier tier)
+{
+    return llm_cache_counts(cache).bytes[tier] / PAGE_BYTES;
+}
+
+/* A limit of the tenant's own, in each tier. */
+static void test_limit(void)
+{
+    struct prompt p = prompt_of(alice_digest, 1, 10), q = prompt_of(alice_digest, 2, 3), r;
+    struct llm_cache_tenant *public;
+    uint8_t public_digest[32];
+
+    open_cache(32, 16, 100);
+    llm_cache_limit(cache, alice, 4);
+    run(alice, &p);
+    is_int(pages_in(LLM_TIER_MEMORY), 4, "with a limit of four pages, so many stay");
+    is_int(pages_in(LLM_TIER_HOST), 4, "and four in the host tier");
+    is_int(llm_cache_estimate(cache, p.digests, 10), 8, "the first ones");
+
+    is_int(llm_cache_take(cache, 3, q.pages), LLM_OK, "three are wanted");
+    publish(alice, &q, 0);
+    is_int(pages_in(LLM_TIER_MEMORY), 4, "what is in use is among the four");
+    complete(&q, 0);
+    llm_cache_drop(cache, q.pages, 3);
+    is_int(llm_cache_estimate(cache, q.digests, 3), 3, "and stays");
+
+    is_int(llm_cache_take(cache, 10, p.pages), LLM_OK, "ten are wanted");
+    r = prompt_of(alice_digest, 3, 10);
+    memcpy(r.pages, p.pages, sizeof(r.pages));
+    publish(alice, &r, 0);
+    is_int(pages_in(LLM_TIER_MEMORY), 10, "what is in use is never taken");
+    complete(&r, 0);
+    llm_cache_drop(cache, r.pages, 10);
+    is_int(pages_in(LLM_TIER_MEMORY), 4, "until it is idle");
+
+    r = prompt_of(bob_digest, 4, 12);
+    run(bob, &r);
+    is_int(llm_cache_estimate(cache, r.digests, 12), 12, "another tenant has no limit");
+    close_cache("a limit");
+
+    open_cache(32, 16, 100);
+    llm_cache_limit(cache, alice, 4);
+    llm_cache_limit(cache, alice, 0);
+    run(alice, &p);
+    is_int(pages_in(LLM_TIER_MEMORY), 10, "the last limit that was said counts");
+    llm_cache_limit(cache, alice, 3);
+    llm_cache_save(cache, 16);
+    is_int(pages_in(LLM_TIER_HOST), 3, "no more are saved");
+    close_cache("another limit");
+
+    open_cache(32, 16, 100);
+    llm_scope_owner(LLM_SCOPE_PUBLIC, alice_digest, public_digest);
+    public = llm_cache_join(cache, public_digest, 1);
+    llm_cache_limit(cache, public, 4);
+    run(public, &p);
+    is_int(pages_in(LLM_TIER_MEMORY), 10, "what is public has none");
+    close_cache("no limit");
+}
+
 static void test_host(void)
 {
     struct prompt p = prompt_of(alice_digest, 1, 6), q = prompt_of(alice_digest, 2, 8), r = q;
@@ -659,6 +718,7 @@ int main(void)
     test_order();
     test_share();
     test_alone();
+    test_limit();
     test_host();
     test_save();
     test_forget();

@@ -53,6 +53,38 @@ static void test_found(void)
     free_job(same);
 }
 
+/* A limit of pages is one of what stays, too, and its requests find no more than that. */
+static void test_limit(void)
+{
+    struct job *first = new_job(1, 400, 10), *again, *small = new_job(1, 100, 10);
+
+    open_sched(64, 64, 8);
+    share(first, 1, LLM_SCOPE_TENANT);
+    first->request.max_pages = 7;
+    run_job(first);
+
+    again = like(first, 400, 400, 10);
+    share(again, 1, LLM_SCOPE_TENANT);
+    again->request.max_pages = 8;
+    run_job(again);
+    ok(as_expected(again), "a tenant with a limit of pages");
+    is_int(again->request.cached_tokens, 6 * PAGE, "finds what is within it");
+    free_job(again);
+
+    share(small, 1, LLM_SCOPE_TENANT);
+    small->request.max_pages = 2;
+    run_job(small);
+    again = like(first, 400, 400, 10);
+    share(again, 1, LLM_SCOPE_TENANT);
+    run_job(again);
+    is_int(again->request.cached_tokens, PAGE, "a request with less leaves the others less");
+    is_idle("after a limit");
+    close_sched();
+    free_job(first);
+    free_job(again);
+    free_job(small);
+}
+
 static void test_scopes(void)
 {
     static const struct {
@@ -739,5 +771,6 @@ int main(void)
     test_non_finite_behind();
     test_found_late();
     test_host_tier();
+    test_limit();
     return done_testing();
 }
