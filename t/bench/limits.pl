@@ -4,10 +4,11 @@
 # run, with as many entries in each zone as a large site has; and how many entries a zone holds:
 # make bench-limits
 #
-# The worker is an nginx with the module as it is, the engine a fake one, the client one connection
-# that asks for one token at a time: the worker wakes up and sleeps anew for all that a request
-# needs, which a busy one does not. A limit of tokens makes the engine wait for the worker once
-# more: that it costs by itself is shown by a budget, which needs no zone.
+# The worker is an nginx with the module as it is, the engine a fake one; the clients are some
+# connections that ask at the same time, each for one token. A limit of tokens has the engine wait
+# until the worker tells it to go on: what that costs by itself is shown by a budget, which needs no
+# zone. (With a real engine it is less: there the count of a prompt and its first token come apart,
+# and wake the worker twice, whether there is a limit or not.)
 
 use strict;
 use warnings;
@@ -16,8 +17,9 @@ use lib 't/lib';
 use LLM::Process qw(slurp);
 use LLM::Test;
 
-my ($requests, $entries) = ($ARGV[0] // 20_000, $ARGV[1] // 100_000);
-my $in_a_row = 200;
+my ($requests, $entries) = ($ARGV[0] // 30_000, $ARGV[1] // 100_000);
+my $in_a_row = 320;
+my $at_once = 32;
 my @locations = qw(none requests budget tokens both);
 
 my $t = LLM::Test->new;
@@ -37,17 +39,22 @@ EOT
         [ both => 'llm_limit zone=requests nodelay; llm_limit zone=tokens nodelay;' ],
         [ small => 'llm_limit zone=small nodelay;' ]);
 my ($worker) = $nginx->workers;
-my $client = $nginx->client(timeout => 60);
+my @clients = map { $nginx->client(timeout => 60) } 1 .. $at_once;
 
-# So many requests of these keys, one after the other.
+# Requests of these keys.
 sub ask {
     my ($location, @keys) = @_;
 
-    for my $key (@keys) {
-        my $r = $client->post("/$location/v1/completions", { prompt => 'x', max_tokens => 5 },
-            headers => { key => $key }, keepalive => 1);
+    while (my @some = splice @keys, 0, $at_once) {
+        $clients[$_]->request('POST', "/$location/v1/completions",
+            json => { prompt => 'x', max_tokens => 5 }, headers => { key => $some[$_] },
+            keepalive => 1)
+            for 0 .. $#some;
+        for my $client (@clients[ 0 .. $#some ]) {
+            my $r = $client->response;
 
-        $r->status == 200 && length $r->body or die "no answer at /$location: " . $r->status;
+            $r->status == 200 && length $r->body or die "no answer at /$location: " . $r->status;
+        }
     }
 }
 
@@ -63,7 +70,7 @@ sub cpu {
 my $tried = 12_000;
 ask('small', map { "key-$_" } 1 .. $tried);
 my $kept = grep {
-    my $r = $client->get('/small/v1/models', headers => { key => "key-$_" }, keepalive => 1);
+    my $r = $clients[0]->get('/small/v1/models', headers => { key => "key-$_" }, keepalive => 1);
     $r->body;
     $r->header('x-ratelimit-remaining-requests') == 0;
 } 1 .. $tried;
