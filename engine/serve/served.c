@@ -191,6 +191,8 @@ static uint64_t default_latent_bytes(const struct llm_served *s, uint64_t host, 
 
     if (s->ops->in_host_memory) {
         bytes = (room - (host < room ? host : room)) / DEFAULT_SHARE;
+    } else if (room == 0) {
+        bytes = one; /* the weights alone are too large: load says by how much */
     } else {
         bytes = room - room / DEFAULT_SHARE;
     }
