@@ -169,6 +169,9 @@ EOT
 
         location /rewrite/ { rewrite ^ /v1/models last; }
         location /from-a/ { set $seen $llm_tenant; rewrite ^ /b/v1/models last; }
+        location /served-a/v1/ {
+            llm_pass unix:%%SOCK%%; set $seen $llm_tenant; rewrite ^ /b/v1/models last;
+        }
         location /from-b/ { llm_keys %%DIR%%/b.keys; set $seen $llm_tenant; rewrite ^ /v1/models last; }
         location /try/ { try_files /nothing /v1/models; }
         location /page/ { error_page 404 = /v1/models; return 404; }
@@ -334,6 +337,10 @@ is(ask('GET', '/health')->status, 200, 'but health is everybody\'s');
 
 is(ask('GET', '/from-a/', headers => $k{plain}->bearer)->status, 401, 'from a file to another');
 is(ask('GET', '/from-b/', headers => $foreign->bearer)->status, 401, 'and back');
+is(ask('GET', '/served-a/v1/models', headers => $k{plain}->bearer)->status, 401,
+    'from a location that would have served it');
+is(ask('GET', '/served-a/v1/models', headers => $foreign->bearer)->status, 200,
+    'or would not have');
 is(ask('GET', '/from-a/', headers => $foreign->bearer)->status, 200, 'the last one counts');
 is(ask('GET', '/from-b/', headers => $k{plain}->bearer)->status, 200, 'in both directions');
 
