@@ -88,7 +88,7 @@ ngx_int_t ngx_http_llm_limit_hold(ngx_http_llm_limit_zone_t *zone,
     ngx_str_t *key, int64_t amount, int64_t burst, int64_t *used,
     ngx_http_llm_limit_hold_t **hold);
 
-/* ends a hold: so much was used instead */
+/* ends a hold: so much of it was used, or all of it if that is more */
 void ngx_http_llm_limit_settle(ngx_http_llm_limit_zone_t *zone,
     ngx_http_llm_limit_hold_t *hold, int64_t amount);
 

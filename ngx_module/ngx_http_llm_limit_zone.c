@@ -183,7 +183,7 @@ ngx_http_llm_limit_settle(ngx_http_llm_limit_zone_t *zone,
 {
     ngx_shmtx_lock(&zone->shpool->mutex);
 
-    ngx_http_llm_limit_end(zone, hold, amount);
+    ngx_http_llm_limit_end(zone, hold, ngx_min(amount, hold->amount));
 
     ngx_shmtx_unlock(&zone->shpool->mutex);
 }

@@ -48,7 +48,9 @@ my $server = <<'EOT';
         llm_limit zone=tokens burst=100 nodelay dry_run;
     }
     location /slow/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=second burst=20; }
-    location /smooth/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=fast; llm_queue_timeout 2s; }
+    location /smooth/v1/ {
+        llm_pass unix:%%SOCK%%; llm_limit zone=fast; llm_queue_timeout 2s; llm_keepalive_interval 100ms;
+    }
     location /small/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=small burst=100 nodelay; }
     location /cached/v1/ {
         llm_pass unix:%%SOCK%%; llm_limit zone=tokens burst=1000 nodelay; llm_limit_cached_discount 75;
@@ -405,6 +407,12 @@ for my $script ('tokens=1', 'tokens=0') {
 }
 sleep 1;
 
+# nor is one that says it made more than it was allowed to
+
+%key = (key => 'boasts');
+ask('tokens', 'prompt=100 tokens=1 completion=4000000000', max_tokens => 50);
+is(left('tokens'), 850, 'charged for all that was held, not for more');
+
 # delays of tokens, from what is held, too
 
 %key = (key => 'smooth');
@@ -417,6 +425,27 @@ cmp_ok(time - $begin, '>', 0.4, 'the second one waits until its tokens are there
 cmp_ok(time - $begin, '<', 1.5, 'no longer');
 logged('200 DELAYED', 'logged');
 wait_left('tokens', 6000, 'what was used is there again after a while', 'smooth');
+
+# A stream that waits for about a second, of which it is told.
+sub delayed {
+    ask('smooth', 'prompt=99 tokens=1', max_tokens => 1);
+    my $r = begin('smooth', 'prompt=1 tokens=2', max_tokens => 5, stream => \1)->response;
+
+    is($r->event->{comment}, 'keep-alive', 'it is kept alive meanwhile');
+    return $r;
+}
+
+$key{key} = 'smooth reload';
+$r = delayed();
+$nginx->reload;
+is($r->text, 't0 t1', 'a reload does not end it');
+wait_until(5, sub { ask('requests', 'tokens=1') }) for 1 .. 2;
+$key{key} = 'smooth lost';
+$r = delayed();
+$engine->drop;
+is($r->api_error->{code}, 'engine_lost', 'the end of its engine does');
+sleep 1.5;
+$key{key} = 'smooth';
 $c = begin('smooth', 'prompt=30 tokens=1 end=60000', max_tokens => 400, stream => \1);
 $c->response->event;
 $r = ask('smooth', 'prompt=1 tokens=1', max_tokens => 1);
