@@ -222,6 +222,10 @@ bench-audit: engine module
 bench-keys: $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/keys.pl
 
+.PHONY: bench-demo
+bench-demo: engine module
+	LLM_BUILD=$(BUILD) t/bench/demo.pl
+
 .PHONY: bench-edge
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl
@@ -274,23 +278,22 @@ $(BUILD)/t/gpu/faults: $(BUILD)/obj/t/gpu/faults.o $(CUDA_OBJECTS) $(BUILD)/libk
 	$(CC) $(ALL_LDFLAGS) $(patsubst %,-Wl$(comma)--wrap=%,$(WRAPPED)) $^ -o $@ \
 		$(call room_libs,backend) $(CUDA_LIBS)
 
-# unit tests of backends that run on any
+# tests of backends that run on any
 BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deterministic)
+ENGINE_TESTS = $(patsubst %,t/%.t,golden engine_demo engine_prefix engine_requests)
 
-.PHONY: gpu check-gpu bench-gpu bench-demo
+.PHONY: gpu check-gpu bench-gpu
 gpu: $(BUILD)/llm_backend_cuda.so $(GPU_TESTS) $(BUILD)/t/gpu/faults $(GPU_BENCHES)
-check-gpu: gpu $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
+check-gpu: gpu engine module $(BACKEND_TESTS) $(BUILD)/llm-golden test-data
 	prove --timer --failures $(GPU_TESTS) $(BUILD)/t/gpu/faults
 	LLM_CUDA_MMA=1 prove --timer --failures $(BUILD)/t/gpu/many
 	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda prove --timer --failures $(BACKEND_TESTS)
-	LLM_BUILD=$(BUILD) LLM_DEVICE=cuda t/run $(BUILD) t/golden.t
+	LLM_DEVICE=cuda t/run $(BUILD) $(ENGINE_TESTS)
 	set -e; for tool in memcheck racecheck initcheck; do for test in $(GPU_TESTS); do \
 		echo "$$tool $$test"; compute-sanitizer --tool $$tool --error-exitcode 1 $$test 4 >$$test.log || \
 			{ cat $$test.log; exit 1; }; done; done
 bench-gpu: $(GPU_BENCHES)
 	set -e; for bench in $^; do $$bench; done
-bench-demo: engine module
-	LLM_BUILD=$(BUILD) t/bench/demo.pl
 
 CUDA = auto
 ifeq ($(CUDA),auto)
