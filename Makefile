@@ -101,7 +101,7 @@ $(BUILD)/llm-golden: $(BUILD)/obj/t/golden.o $(call room_archives,backend)
 
 # speaks the engine's side of the ABI by script (t/fake/main.c), for the module's tests
 $(BUILD)/fake-engine: $(call objects,$(wildcard t/fake/*.c)) $(BUILD)/libipc.a $(BUILD)/libbase.a
-	$(CC) $(ALL_LDFLAGS) $^ -o $@ -ljansson
+	$(CC) $(ALL_LDFLAGS) $^ -o $@ -ljansson -lcrypto
 
 # t/unit/ROOM_thing.c is a test of that room, linked with it and what it may use, nothing else
 UNIT = $(patsubst t/unit/%.c,$(BUILD)/t/%,$(wildcard t/unit/*_*.c))

@@ -3,8 +3,12 @@
 
 
 #include "ngx_module/ngx_http_llm_module.h"
+#include "engine/ipc/filter.h"
 #include "engine/ipc/utf8.h"
 
+
+/* how many choices more than others an engine may have for a prefix's sake */
+#define NGX_HTTP_LLM_AFFINITY   8
 
 /* seconds; what may be added makes them a minute */
 #define NGX_HTTP_LLM_MAX_RETRY  47
@@ -106,6 +110,14 @@ ngx_http_llm_health_e
 ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     ngx_http_llm_engine_t **best)
 {
+    return ngx_http_llm_others_health(model, 0, best);
+}
+
+
+ngx_http_llm_health_e
+ngx_http_llm_others_health(ngx_http_llm_model_t *model, uint64_t but,
+    ngx_http_llm_engine_t **best)
+{
     uint64_t                  load, least;
     ngx_uint_t                i, n;
     ngx_http_llm_health_e     health, found;
@@ -122,6 +134,10 @@ ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     for (i = 0; i < n; i++) {
         engine = engines[(model->next + i) % n];
 
+        if (but & ngx_http_llm_engine_bit(model, engine)) {
+            continue;
+        }
+
         health = ngx_http_llm_engine_health(engine);
         load = 0;
 
@@ -137,6 +153,88 @@ ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     }
 
     return found;
+}
+
+
+uint64_t
+ngx_http_llm_engine_bit(ngx_http_llm_model_t *model,
+    ngx_http_llm_engine_t *engine)
+{
+    ngx_uint_t                i;
+    ngx_http_llm_engine_t   **engines;
+
+    engines = model->engines.elts;
+
+    for (i = 0; engines[i] != engine; i++) { /* void */ }
+
+    return 1ull << i % 64;
+}
+
+
+ngx_http_llm_health_e
+ngx_http_llm_choose_engine(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_model_t *model, ngx_http_llm_engine_t **best)
+{
+    uint64_t                  load, least, most;
+    uint32_t                  first;
+    ngx_uint_t                i, n, known, found;
+    ngx_http_llm_health_e     health;
+    ngx_http_llm_engine_t   **engines, *engine;
+
+    health = ngx_http_llm_others_health(model, ctx->tried, best);
+
+    engines = model->engines.elts;
+    n = model->engines.nelts;
+
+    if (n == 1 || health != NGX_HTTP_LLM_READY || (*best)->crowded) {
+        return health;
+    }
+
+    if (!ctx->prefixed) {
+        ctx->prefixed = 1;
+        ctx->has_prefix = ngx_http_llm_request_prefix(ctx, ctx->prefix);
+    }
+
+    if (!ctx->has_prefix) {
+        return health;
+    }
+
+    least = ngx_http_llm_engine_load(*best);
+    most = least + least / 2 + NGX_HTTP_LLM_AFFINITY;
+    known = 0;
+    found = 0;
+
+    /* of those that are equally loaded every worker finds the same one */
+
+    ngx_memcpy(&first, ctx->prefix, sizeof(first));
+
+    for (i = 0; i < n; i++) {
+        engine = engines[(first + i) % n];
+
+        if ((ctx->tried & ngx_http_llm_engine_bit(model, engine))
+            || ngx_http_llm_engine_health(engine) != NGX_HTTP_LLM_READY)
+        {
+            continue;
+        }
+
+        load = ngx_http_llm_engine_load(engine);
+
+        if (load <= most
+            && llm_ipc_filter_has(&engine->session, ctx->prefix))
+        {
+            if (!known || load < least) {
+                known = 1;
+                least = load;
+                *best = engine;
+            }
+
+        } else if (!known && !found && load == least) {
+            found = 1;
+            *best = engine;
+        }
+    }
+
+    return NGX_HTTP_LLM_READY;
 }
 
 

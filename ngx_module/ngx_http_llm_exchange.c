@@ -174,7 +174,10 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
     llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
 
     account = &ctx->account;
-    account->submitted = ngx_http_llm_clock();
+
+    if (ctx->tried == 0) {
+        account->submitted = ngx_http_llm_clock();
+    }
 
     /* what the parser does not know */
 

@@ -35,6 +35,7 @@
 
 #include <sys/un.h>
 
+#include "engine/ipc/prefix.h"
 #include "engine/ipc/record.h"
 #include "ngx_module/ngx_http_llm_json.h"
 #include "ngx_module/ngx_http_llm_keyline.h"
@@ -322,6 +323,7 @@ struct ngx_http_llm_ctx_s {
     u_char                      *flattened;  /* body, while it is parsed */
     ngx_http_llm_params_t        params;
     uint32_t                     weight;     /* of the tenant */
+    u_char                       prefix[LLM_IPC_PREFIX_SIZE];
 
     /* limits */
     ngx_http_llm_limited_t      *limited;    /* NULL: there are none */
@@ -330,6 +332,7 @@ struct ngx_http_llm_ctx_s {
     /* engine */
     ngx_http_llm_engine_t       *engine;     /* from SUBMIT to FINISHED */
     ngx_http_llm_engine_t       *crowded;    /* where it waits for room */
+    uint64_t                     tried;      /* bits of engines that had it */
     uint32_t                     slot;
     uint32_t                     generation;
     uint32_t                     credit;     /* that the engine has left */
@@ -365,6 +368,9 @@ struct ngx_http_llm_ctx_s {
     unsigned                     done:1;       /* no record will follow */
     unsigned                     ended:1;      /* the last event is written */
     unsigned                     unheard:1;    /* its client is gone */
+    unsigned                     prefixed:1;   /* its prefix is known */
+    unsigned                     has_prefix:1;
+    unsigned                     unread:1;     /* lost by a drained engine */
 };
 
 
@@ -453,6 +459,10 @@ ngx_int_t ngx_http_llm_join_body(ngx_http_request_t *r, size_t max,
 
 /* ngx_http_llm_prefix.c */
 
+/* of a parsed request, LLM_IPC_PREFIX_SIZE bytes; 0: it has none */
+ngx_uint_t ngx_http_llm_request_prefix(ngx_http_llm_ctx_t *ctx,
+    u_char *prefix);
+
 ngx_int_t ngx_http_llm_prefix_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 
@@ -485,7 +495,8 @@ ngx_int_t ngx_http_llm_choice_end(ngx_http_llm_ctx_t *ctx,
     struct llm_ipc_choice_end *end);
 void ngx_http_llm_finished(ngx_http_llm_ctx_t *ctx,
     struct llm_ipc_finished *finished);
-void ngx_http_llm_lost(ngx_http_llm_ctx_t *ctx);
+/* drained: the engine was ending, and has ended */
+void ngx_http_llm_lost(ngx_http_llm_ctx_t *ctx, ngx_uint_t drained);
 void ngx_http_llm_process(ngx_http_llm_ctx_t *ctx);
 
 /* sets the request's timer anew, after what it depends on has changed */
@@ -539,12 +550,24 @@ void ngx_http_llm_engine_release(ngx_http_llm_ctx_t *ctx);
 
 /* ngx_http_llm_engine.c */
 
+/*
+ * The engine for a request: one that has read its prefix, unless that one has
+ * much more to do than others, else the least loaded one.
+ */
+ngx_http_llm_health_e ngx_http_llm_choose_engine(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_model_t *model, ngx_http_llm_engine_t **engine);
+
 /* connects an engine that is down, if its time has come */
 ngx_http_llm_health_e ngx_http_llm_engine_health(
     ngx_http_llm_engine_t *engine);
 /* the best of a model's, or of several models' engines, least loaded first */
 ngx_http_llm_health_e ngx_http_llm_model_health(ngx_http_llm_model_t *model,
     ngx_http_llm_engine_t **best);
+/* the same but for those whose bit is set; NGX_HTTP_LLM_DOWN: none is left */
+ngx_http_llm_health_e ngx_http_llm_others_health(ngx_http_llm_model_t *model,
+    uint64_t but, ngx_http_llm_engine_t **best);
+uint64_t ngx_http_llm_engine_bit(ngx_http_llm_model_t *model,
+    ngx_http_llm_engine_t *engine);
 ngx_http_llm_health_e ngx_http_llm_models_health(ngx_array_t *models,
     ngx_http_llm_engine_t **best);
 

@@ -1,7 +1,8 @@
 
 /*
  * $llm_prefix: of a request that is served here, or that only passes by on
- * its way to another node (hash $llm_prefix consistent).
+ * its way to another node (hash $llm_prefix consistent); and the same of one
+ * that may go to several engines.
  */
 
 
@@ -84,6 +85,32 @@ ngx_http_llm_body_is_read(ngx_http_request_t *r)
     rb = r->request_body;
 
     return rb && rb->bufs && rb->rest == 0 && !r->request_body_no_buffering;
+}
+
+
+ngx_uint_t
+ngx_http_llm_request_prefix(ngx_http_llm_ctx_t *ctx, u_char *prefix)
+{
+    ngx_str_t                   *tenant;
+    ngx_http_llm_params_t       *params;
+    ngx_http_llm_loc_conf_t     *llcf;
+    struct llm_ipc_submit_view   view;
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    params = &ctx->params;
+    tenant = &ctx->account.tenant;
+
+    ngx_memzero(&view, sizeof(struct llm_ipc_submit_view));
+    ngx_memcpy(&view.head, params->payload, sizeof(struct llm_ipc_submit));
+
+    SHA256(tenant->data, tenant->len, view.head.tenant);
+    view.head.scope = llcf->cache_scope;
+
+    view.items = params->payload + view.head.size;
+    view.items_length = params->payload_len - view.head.size;
+
+    return llm_ipc_submit_prefix(&view, prefix);
 }
 
 

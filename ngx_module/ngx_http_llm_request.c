@@ -39,6 +39,8 @@ static void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx,
 static ngx_int_t ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_model_t *model, ngx_http_llm_engine_t *engine);
 static ngx_int_t ngx_http_llm_note(ngx_http_llm_ctx_t *ctx, ngx_int_t rc);
+static ngx_uint_t ngx_http_llm_may_go_on(ngx_http_llm_ctx_t *ctx);
+static void ngx_http_llm_go_on(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_admit(ngx_http_llm_ctx_t *ctx);
 
 
@@ -530,7 +532,7 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
     }
 
     do {
-        health = ngx_http_llm_model_health(model, &engine);
+        health = ngx_http_llm_choose_engine(ctx, model, &engine);
 
         if (health == NGX_HTTP_LLM_CONNECTING
             || (health == NGX_HTTP_LLM_READY && engine->crowded))
@@ -568,18 +570,23 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
-    if (ngx_http_llm_init_answer(ctx, engine->session.state->fingerprint)
-        != NGX_OK)
+    if (ctx->tried == 0
+        && ngx_http_llm_init_answer(ctx, engine->session.state->fingerprint)
+           != NGX_OK)
     {
         ngx_http_llm_finalize(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR);
         return;
     }
 
+    ctx->tried |= ngx_http_llm_engine_bit(model, engine);
+
     /* engines that are equally loaded take turns */
 
     model->next++;
 
-    ngx_http_llm_params_free(&ctx->params);
+    if (model->engines.nelts == 1) {
+        ngx_http_llm_params_free(&ctx->params);
+    }
 
     ctx->crowded = NULL;
 
@@ -678,6 +685,9 @@ ngx_http_llm_token(ngx_http_llm_ctx_t *ctx, struct llm_ipc_token_view *token)
 
     if (account->first_token == 0) {
         account->first_token = account->last_token;
+
+        /* no other engine will need it */
+        ngx_http_llm_params_free(&ctx->params);
     }
 
     account->completion_tokens += token->head.n_ids;
@@ -766,10 +776,66 @@ ngx_http_llm_finished(ngx_http_llm_ctx_t *ctx,
 
 
 void
-ngx_http_llm_lost(ngx_http_llm_ctx_t *ctx)
+ngx_http_llm_lost(ngx_http_llm_ctx_t *ctx, ngx_uint_t drained)
 {
     ctx->done = 1;
+    ctx->unread = (drained && !ctx->account.counted);
     ctx->error = ngx_http_llm_engine_lost;
+}
+
+
+/*
+ * An engine that is going to end sends back what has not begun there, one
+ * whose queue is full what comes.  Nothing was made of such a request, so the
+ * next engine may have it.
+ */
+
+static ngx_uint_t
+ngx_http_llm_may_go_on(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_http_llm_model_t     *model;
+    ngx_http_llm_engine_t    *engine;
+    ngx_http_llm_loc_conf_t  *llcf;
+
+    if (!ctx->done || ctx->params.payload == NULL) {
+        return 0;
+    }
+
+    if (!ctx->unread
+        && ctx->finished.status != LLM_IPC_DRAINING
+        && ctx->finished.status != LLM_IPC_QUEUE_FULL)
+    {
+        return 0;
+    }
+
+    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
+
+    model = ngx_http_llm_find_model(llcf->models, &ctx->account.model);
+
+    return ngx_http_llm_others_health(model, ctx->tried, &engine)
+           <= NGX_HTTP_LLM_CONNECTING;
+}
+
+
+static void
+ngx_http_llm_go_on(ngx_http_llm_ctx_t *ctx)
+{
+    struct llm_ipc_submit  *head;
+
+    ctx->done = 0;
+    ctx->unread = 0;
+    ctx->held = 0;
+    ctx->admitted = 0;
+    ctx->account.counted = 0;
+    ctx->account.finished = 0;
+
+    ngx_memzero(&ctx->error, sizeof(ngx_http_llm_error_t));
+    ngx_memzero(&ctx->finished, sizeof(struct llm_ipc_finished));
+
+    head = (struct llm_ipc_submit *) ctx->params.payload;
+    head->flags &= ~LLM_IPC_AWAIT_RELEASE;
+
+    ngx_http_llm_submit(ctx);
 }
 
 
@@ -777,6 +843,11 @@ void
 ngx_http_llm_process(ngx_http_llm_ctx_t *ctx)
 {
     ngx_http_llm_error_t  error;
+
+    if (ngx_http_llm_may_go_on(ctx)) {
+        ngx_http_llm_go_on(ctx);
+        return;
+    }
 
     if (ctx->error.status == 0 && ctx->done) {
 

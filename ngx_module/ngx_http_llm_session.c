@@ -204,7 +204,7 @@ ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine, ngx_err_t err,
     const char *reason)
 {
     uint32_t                     i;
-    ngx_uint_t                   level;
+    ngx_uint_t                   level, drained;
     ngx_msec_t                   backoff;
     ngx_http_llm_ctx_t          *ctx;
     ngx_http_llm_engine_state_e  state;
@@ -215,12 +215,15 @@ ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine, ngx_err_t err,
     if (state == NGX_HTTP_LLM_ENGINE_UP) {
         level = NGX_LOG_ERR;
 
+        drained = (ngx_http_llm_engine_health(engine)
+                   == NGX_HTTP_LLM_DRAINING);
+
         for (i = 0; i < engine->session.slots; i++) {
             ctx = engine->slots[i].ctx;
 
             if (ctx) {
                 ctx->engine = NULL;
-                ngx_http_llm_lost(ctx);
+                ngx_http_llm_lost(ctx, drained);
                 ngx_http_llm_engine_touch(engine, ctx);
             }
         }

@@ -207,7 +207,7 @@ $second->set('accept=normal');
 ok(wait_until(5, sub { ask('tokens=1', uri => '/both/v1/completions');
     $second->counters->{sessions} }), 'the second is back');
 my @before = map { $_->counters->{submitted} } $engine, $second;
-ask('tokens=1', uri => '/both/v1/completions')->body for 1 .. 20;
+ask("tokens=1 $_", uri => '/both/v1/completions')->body for 1 .. 20;
 my @share = map { $_->counters->{submitted} - shift @before } $engine, $second;
 ok($share[0] >= 5 && $share[1] >= 5, 'both work') or diag("@share");
 $engine->set('queued=50');
@@ -217,7 +217,7 @@ is($second->counters->{submitted} - $before, 10, 'the less loaded one works');
 $engine->set('queued=0');
 $before = $second->counters->{submitted};
 @clients = map { my $c = $nginx->client; $c->request('POST', '/both/v1/completions',
-    json => { prompt => 'first=300' }); $c } 1 .. 20;
+    json => { prompt => "first=300 $_" }); $c } 1 .. 20;
 is($_->response->status, 200, 'a burst') for @clients;
 my $taken = $second->counters->{submitted} - $before;
 ok($taken >= 7 && $taken <= 13, 'a burst is shared') or diag($taken);

@@ -408,7 +408,9 @@ struct llm_ipc_state {
     uint32_t reserved2;
     char names[LLM_IPC_MAX_NAMES][LLM_IPC_MAX_NAME]; /* zero terminated */
     uint64_t counters[256]; /* by enum llm_ipc_counter */
-    uint32_t prefix_filter_offset, prefix_filter_size; /* room for a filter of prefix digests */
+    /* which prefixes it has read of late: two Bloom filters (filter.h), in the region behind this
+     * struct; fixed from the start, size 0: there is none */
+    uint32_t prefix_filter_offset, prefix_filter_size;
     /* what counters[] says of the cache, by tenant: struct llm_ipc_tenant, in the region behind
      * this struct; both fixed from the start */
     uint32_t tenants_offset, n_tenants;
@@ -492,6 +494,9 @@ struct llm_ipc_tenant {
 
 #define LLM_IPC_TENANTS 512
 #define LLM_IPC_TENANTS_OFFSET 8192
+
+#define LLM_IPC_FILTER_OFFSET (96u * 1024)
+#define LLM_IPC_FILTER_SIZE (32u * 1024)
 
 /* --- offsets, for ever --- */
 
@@ -692,7 +697,9 @@ _Static_assert(LLM_IPC_COUNT_REDIS_MISSES + LLM_IPC_REDIS_MISSES <= LLM_IPC_COUN
                "counters");
 _Static_assert(LLM_IPC_TENANTS_OFFSET >= sizeof(struct llm_ipc_state) &&
                    LLM_IPC_TENANTS_OFFSET + LLM_IPC_TENANTS * sizeof(struct llm_ipc_tenant) <=
-                       LLM_IPC_STATE_SIZE,
+                       LLM_IPC_FILTER_OFFSET,
                "the table of tenants");
+_Static_assert(LLM_IPC_FILTER_OFFSET + LLM_IPC_FILTER_SIZE <= LLM_IPC_STATE_SIZE,
+               "the filter of prefixes");
 
 #endif

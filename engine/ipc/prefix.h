@@ -1,9 +1,13 @@
-/* $llm_prefix: what sends requests that begin alike to the same node. Only nginx computes it; the
- * definition is here because nodes of different versions must agree on it. No nginx types. */
+/* $llm_prefix: what sends requests that begin alike to the same node, or engine. nginx computes it
+ * of a body, and where there are several engines both sides of a SUBMIT record; the definition is
+ * here because nodes of different versions must agree on it. No nginx types. */
 
 #ifndef LLM_IPC_PREFIX_H
 #define LLM_IPC_PREFIX_H
 
+#include "engine/ipc/record.h"
+
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,5 +23,8 @@
  * name as in SUBMIT. */
 void llm_ipc_prefix(const uint8_t tenant[32], const void *text, size_t len,
                     uint8_t out[LLM_IPC_PREFIX_SIZE]);
+
+/* That of a request, whose tenant and scope are set. False: there is none. */
+bool llm_ipc_submit_prefix(const struct llm_ipc_submit_view *v, uint8_t out[LLM_IPC_PREFIX_SIZE]);
 
 #endif

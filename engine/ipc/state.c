@@ -21,6 +21,8 @@ int llm_ipc_state_create(struct llm_ipc_state **state, int *memfd)
     (*state)->size = sizeof(struct llm_ipc_state);
     (*state)->tenants_offset = LLM_IPC_TENANTS_OFFSET;
     (*state)->n_tenants = LLM_IPC_TENANTS;
+    (*state)->prefix_filter_offset = LLM_IPC_FILTER_OFFSET;
+    (*state)->prefix_filter_size = LLM_IPC_FILTER_SIZE;
     return LLM_IPC_DONE;
 }
 

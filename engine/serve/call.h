@@ -15,6 +15,7 @@
 #ifndef LLM_SERVE_CALL_H
 #define LLM_SERVE_CALL_H
 
+#include "engine/ipc/prefix.h"
 #include "engine/ipc/record.h"
 #include "engine/sched/gate.h"
 #include "engine/sched/request.h"
@@ -72,6 +73,8 @@ struct llm_call {
     uint32_t n_prompts;
     uint32_t prompt_tokens; /* of all prompts */
     uint32_t cached_guess;  /* of them, when it was counted */
+    bool has_prefix;        /* that others may have too */
+    uint8_t prefix[LLM_IPC_PREFIX_SIZE];
     uint32_t *stop_ids, *bias_ids;
     float *bias;
     struct llm_stop_set *stop;

@@ -237,6 +237,9 @@ int llm_call_new(struct llm_client *client, const struct llm_ipc_record *r, cons
 static void schedule(struct llm_call *call)
 {
     call->phase = LLM_CALL_SCHEDULED;
+    if (call->has_prefix) { /* who comes next waits for its pages */
+        llm_ipc_filter_add(&call->engine->state.prefixes, call->prefix);
+    }
     llm_model_thread_ask(&call->engine->model, call, LLM_ASK_RUN);
 }
 

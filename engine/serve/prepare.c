@@ -455,6 +455,7 @@ static bool name_pages(struct work *w)
     if (r->scope == LLM_SCOPE_OFF) {
         return true;
     }
+    call->has_prefix = llm_ipc_submit_prefix(&call->submit, call->prefix);
 
     if (llm_scope_secret(w->served->secret, r->scope, h->tenant, r->chain.secret) != LLM_OK) {
         return llm_call_refuse(call, LLM_IPC_FAILED, "cannot derive a secret");

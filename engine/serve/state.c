@@ -71,6 +71,7 @@ int llm_state_init(struct llm_state *s, const struct llm_settings *settings, str
     if (llm_ipc_state_create(&s->shared, &s->memfd) != LLM_IPC_DONE) {
         return llm_fail(err, LLM_EIO, "cannot create the state region: %s", strerror(errno));
     }
+    s->prefixes.state = s->shared;
     s->shared->start_time = (uint64_t) time(NULL);
     s->shared->queue_limit_requests = settings->max_queue_requests;
     s->shared->queue_limit_tokens = settings->max_queue_tokens;

@@ -6,6 +6,7 @@
 #ifndef LLM_SERVE_STATE_H
 #define LLM_SERVE_STATE_H
 
+#include "engine/ipc/filter.h"
 #include "engine/ipc/session.h"
 #include "engine/base/error.h"
 
@@ -27,6 +28,7 @@ int llm_names_read(struct llm_names *n, const char *list, const char *model,
 struct llm_state {
     struct llm_ipc_state *shared;
     int memfd;
+    struct llm_ipc_filter prefixes;
 };
 
 /* Begins with the names that are served: settings' list, or the last part of the model's path. */

@@ -3,6 +3,7 @@
 #ifndef T_FAKE_FAKE_H
 #define T_FAKE_FAKE_H
 
+#include "engine/ipc/filter.h"
 #include "engine/ipc/record.h"
 #include "t/fake/script.h"
 
@@ -62,6 +63,7 @@ struct fake {
     int epoll, listener, signals, control;
     int state_memfd;
     struct llm_ipc_state *state;
+    struct llm_ipc_filter prefixes;
     struct session *sessions;
     struct counters counters;
     struct llm_ipc_options options;

@@ -564,6 +564,7 @@ static void set_up(struct fake *f)
     if (llm_ipc_state_create(&f->state, &f->state_memfd) != LLM_IPC_DONE) {
         die("state");
     }
+    f->prefixes.state = f->state;
     f->state->start_time = 1700000000;
     memcpy(f->state->fingerprint, "\xfa\xce\xfa\xce\xfa\xce\xfa\xce", 8);
     f->state->total_pages = f->state->free_pages = TOTAL_PAGES;

@@ -531,7 +531,12 @@ void request_submit(struct session *s, const struct llm_ipc_record *r)
         n_prompts = v.head.n = 1;
         n_ids = 0;
     } else {
+        uint8_t prefix[LLM_IPC_PREFIX_SIZE];
+
         read_items(&v, &text, &n_prompts, &n_ids);
+        if (llm_ipc_submit_prefix(&v, prefix)) {
+            llm_ipc_filter_add(&s->fake->prefixes, prefix);
+        }
     }
 
     q = calloc(1, sizeof(*q) + (size_t) n_prompts * v.head.n * sizeof(q->choices[0]));
