@@ -387,7 +387,7 @@ install: engine module
 	$(INSTALL) -d '$(DESTDIR)$(PREFIX)/share/llm-engine/models/demo'
 	$(INSTALL) -m 644 models/demo/* '$(DESTDIR)$(PREFIX)/share/llm-engine/models/demo'
 	$(INSTALL) -d '$(DESTDIR)$(PREFIX)/share/doc/ngx-llm'
-	$(INSTALL) -m 644 README.md CHANGES LICENSE conf/demo.conf conf/llm-limits.conf \
+	$(INSTALL) -m 644 README.md CHANGES LICENSE conf/demo.conf conf/llm-limits.conf conf/llm.keys \
 		conf/llm-log.conf conf/redis.conf \
 		'$(DESTDIR)$(PREFIX)/share/doc/ngx-llm'
 
