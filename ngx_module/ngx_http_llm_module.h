@@ -11,7 +11,7 @@
  *   prefix.c    $llm_prefix, of what lead.c finds in a body with cursor.c
  *   request.c   chooses an engine, submits, notes its records, ends
  *   models.c    lists models, tells of their health
- *   engine.c    which engine: their health and load
+ *   engine.c    which engine: their health and load; next.c: another one
  *   session.c   the worker's session with an engine: made, watched, lost
  *   exchange.c  records to and from an engine
  *   answer.c    OpenAI's objects, written by writer.c
@@ -503,6 +503,13 @@ void ngx_http_llm_process(ngx_http_llm_ctx_t *ctx);
 void ngx_http_llm_arm(ngx_http_llm_ctx_t *ctx);
 
 uint64_t ngx_http_llm_clock(void);
+
+
+/* ngx_http_llm_next.c */
+
+/* whether what the engine says of it leaves it to another one, and that */
+ngx_uint_t ngx_http_llm_may_pass_on(ngx_http_llm_ctx_t *ctx);
+void ngx_http_llm_pass_on(ngx_http_llm_ctx_t *ctx);
 
 
 /* ngx_http_llm_session.c */

@@ -39,8 +39,6 @@ static void ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx,
 static ngx_int_t ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_model_t *model, ngx_http_llm_engine_t *engine);
 static ngx_int_t ngx_http_llm_note(ngx_http_llm_ctx_t *ctx, ngx_int_t rc);
-static ngx_uint_t ngx_http_llm_may_go_on(ngx_http_llm_ctx_t *ctx);
-static void ngx_http_llm_go_on(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_admit(ngx_http_llm_ctx_t *ctx);
 
 
@@ -784,68 +782,13 @@ ngx_http_llm_lost(ngx_http_llm_ctx_t *ctx, ngx_uint_t drained)
 }
 
 
-/*
- * An engine that is going to end sends back what has not begun there, one
- * whose queue is full what comes.  Nothing was made of such a request, so the
- * next engine may have it.
- */
-
-static ngx_uint_t
-ngx_http_llm_may_go_on(ngx_http_llm_ctx_t *ctx)
-{
-    ngx_http_llm_model_t     *model;
-    ngx_http_llm_engine_t    *engine;
-    ngx_http_llm_loc_conf_t  *llcf;
-
-    if (!ctx->done || ctx->params.payload == NULL) {
-        return 0;
-    }
-
-    if (!ctx->unread
-        && ctx->finished.status != LLM_IPC_DRAINING
-        && ctx->finished.status != LLM_IPC_QUEUE_FULL)
-    {
-        return 0;
-    }
-
-    llcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_llm_module);
-
-    model = ngx_http_llm_find_model(llcf->models, &ctx->account.model);
-
-    return ngx_http_llm_others_health(model, ctx->tried, &engine)
-           <= NGX_HTTP_LLM_CONNECTING;
-}
-
-
-static void
-ngx_http_llm_go_on(ngx_http_llm_ctx_t *ctx)
-{
-    struct llm_ipc_submit  *head;
-
-    ctx->done = 0;
-    ctx->unread = 0;
-    ctx->held = 0;
-    ctx->admitted = 0;
-    ctx->account.counted = 0;
-    ctx->account.finished = 0;
-
-    ngx_memzero(&ctx->error, sizeof(ngx_http_llm_error_t));
-    ngx_memzero(&ctx->finished, sizeof(struct llm_ipc_finished));
-
-    head = (struct llm_ipc_submit *) ctx->params.payload;
-    head->flags &= ~LLM_IPC_AWAIT_RELEASE;
-
-    ngx_http_llm_submit(ctx);
-}
-
-
 void
 ngx_http_llm_process(ngx_http_llm_ctx_t *ctx)
 {
     ngx_http_llm_error_t  error;
 
-    if (ngx_http_llm_may_go_on(ctx)) {
-        ngx_http_llm_go_on(ctx);
+    if (ngx_http_llm_may_pass_on(ctx)) {
+        ngx_http_llm_pass_on(ctx);
         return;
     }
 

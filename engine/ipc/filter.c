@@ -12,7 +12,7 @@ static uint64_t bit_of(const uint8_t prefix[LLM_IPC_PREFIX_SIZE], unsigned i, ui
 {
     uint32_t bits;
 
-    memcpy(&bits, prefix + i * sizeof(bits), sizeof(bits)); /* part of a digest: as good as random */
+    memcpy(&bits, prefix + i * sizeof(bits), sizeof(bits)); /* a digest is as good as random */
     *word = bits / 64 % n_words;
     return 1ull << bits % 64;
 }

@@ -96,8 +96,8 @@ struct part {
 };
 
 /* Whether that of a request of these items is that of the text; text NULL: whether it has none. */
-static bool is(unsigned kind, unsigned scope, const struct part *parts, size_t n, const char *tenant,
-               const void *text, size_t len)
+static bool is(unsigned kind, unsigned scope, const struct part *parts, size_t n,
+               const char *tenant, const void *text, size_t len)
 {
     struct llm_ipc_submit head = {.size = sizeof(head), .kind = (uint8_t) kind,
                                   .scope = (uint8_t) scope, .n = 1};
