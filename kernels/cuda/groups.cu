@@ -11,7 +11,7 @@
  * the fp32 sums after each 128 columns.
  *
  * One H200, weights and activations mostly in L2: microseconds, and the share of 790 TFLOP/s
- * (t/bench/gpu/many.c):
+ * (t/bench/gpu/many.c, the best of three runs, which differ by up to 8 %):
  *
  *                                           bf16             fp8
  *   8,192 of 8,192, 8,192 rows          1,461   95 %     1,969   71 %
@@ -67,7 +67,8 @@ struct ring {
 
 /* A block's share of an item; outputs of Up are its expert's. */
 struct item {
-    uint32_t which, member, out, row, n;
+    uint32_t which, member; /* of several linears, of a batch or of the experts */
+    uint32_t out, row, n;   /* its first output, its first row and how many */
 };
 
 /* --- the parts of a block --- */
@@ -289,8 +290,6 @@ __device__ __forceinline__ void make_all(const Job &job, const place<Dtype> &p)
     typename Job::walk walk(job);
     item t;
 
-    if (Dtype == LLM_CUDA_E4M3 && threadIdx.x >= kGroupThreads) {
-    }
     while (walk.next(t)) {
         if (t.n <= 64) {
             make<Dtype, 64>(job, p, r, t);
