@@ -9,7 +9,8 @@
  *   body.c      reads the body, has it parsed by params.c
  *   params.c    a body to a SUBMIT record, with fields.c, lists.c, prompt.c
  *   prefix.c    $llm_prefix, of what lead.c finds in a body with cursor.c
- *   request.c   chooses an engine, submits, notes its records, ends
+ *   submit.c    to an engine, as soon as one can take it
+ *   request.c   what its engine says is noted, time runs out, it ends
  *   models.c    lists models, tells of their health
  *   engine.c    which engine: their health and load; next.c: another one
  *   session.c   the worker's session with an engine: made, watched, lost
@@ -467,6 +468,13 @@ ngx_int_t ngx_http_llm_prefix_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 
 
+/* ngx_http_llm_submit.c */
+
+void ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx);
+
+extern ngx_http_llm_error_t  ngx_http_llm_too_large;
+
+
 /* ngx_http_llm_request.c */
 
 /*
@@ -479,9 +487,8 @@ void ngx_http_llm_finalize(ngx_http_llm_ctx_t *ctx, ngx_int_t rc);
 void ngx_http_llm_cleanup(void *data);
 void ngx_http_llm_fail(ngx_http_llm_ctx_t *ctx, ngx_http_llm_error_t *error);
 
-extern ngx_http_llm_error_t  ngx_http_llm_too_large;
-
-void ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx);
+extern ngx_http_llm_error_t  ngx_http_llm_engine_lost;
+extern ngx_http_llm_error_t  ngx_http_llm_draining;
 
 /*
  * Records of the engine are noted; then ngx_http_llm_process() acts once for
