@@ -388,7 +388,7 @@ install: engine module
 	$(INSTALL) -m 644 models/demo/* '$(DESTDIR)$(PREFIX)/share/llm-engine/models/demo'
 	$(INSTALL) -d '$(DESTDIR)$(PREFIX)/share/doc/ngx-llm'
 	$(INSTALL) -m 644 README.md CHANGES LICENSE conf/demo.conf conf/llm-limits.conf conf/llm.keys \
-		conf/llm-log.conf conf/redis.conf \
+		conf/llm-log.conf conf/nodes.conf conf/redis.conf \
 		'$(DESTDIR)$(PREFIX)/share/doc/ngx-llm'
 
 clean:
