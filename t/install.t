@@ -36,6 +36,7 @@ is(mode('/etc/llm-engine.conf'), '644', 'the configuration');
 is(mode('/usr/share/llm-engine/models/demo/config.json'), '644', 'the demo model');
 is(mode('/usr/share/doc/ngx-llm/README.md'), '644', 'README.md');
 is(mode('/usr/share/doc/ngx-llm/redis.conf'), '644', 'redis.conf');
+is(mode("/usr/share/doc/ngx-llm/$_"), '644', $_) for qw(llm-log.conf nodes.conf);
 is(mode("/usr/share/doc/ngx-llm/llm-$_.conf"), '644', "llm-$_.conf") for qw(limits log);
 is(slurp("$root/usr/lib/systemd/system/llm-engine.service"), slurp('conf/llm-engine.service'),
     'the unit is as committed');
