@@ -106,6 +106,12 @@ sub logged {
         or diag(slurp("$nginx->{dir}/llm.log"));
 }
 
+# Every worker has its session again.
+sub reconnected {
+    wait_until(10, sub { $nginx->post('/v1/completions', { prompt => 'tokens=1' });
+        $engine->counters->{sessions} == 2 }) or fail('two sessions');
+}
+
 # --- requests ---
 
 %key = (key => 'one');
@@ -385,8 +391,7 @@ wait_until(5, sub { left('tokens') == 400 });
 $engine->drop;
 is($c->response->status, 503, 'lost');
 is(left('tokens'), 1000, 'not charged');
-wait_until(5, sub { ask('tokens', 'prompt=1 tokens=1', max_tokens => 1)->status == 200 });
-wait_until(5, sub { ask('requests', 'tokens=1') }); # the other worker
+reconnected();
 $left = left('tokens');
 $c = begin('tokens', 'prompt=100 tokens=3 end=60000', max_tokens => 500, stream => \1);
 $r = $c->response;
@@ -394,7 +399,7 @@ $r->event for 1 .. 3;
 $engine->drop;
 $r->events;
 is(left('tokens'), $left - 103, 'who has pays for that');
-sleep 1.5;
+reconnected();
 
 # an engine that says something before it may is not in its right mind
 
@@ -403,9 +408,8 @@ for my $script ('tokens=1', 'tokens=0') {
     is(ask('tokens', "prompt=100 release=off $script", max_tokens => 500)->status, 503, 'too early');
     ok($nginx->wait_log(qr/is not there: a record makes no sense/), 'and out');
     is(left('tokens'), 1000, 'not charged');
-    sleep 0.3;
+    reconnected();
 }
-sleep 1;
 
 # nor is one that says it made more than it was allowed to
 
@@ -439,12 +443,12 @@ $key{key} = 'smooth reload';
 $r = delayed();
 $nginx->reload;
 is($r->text, 't0 t1', 'a reload does not end it');
-wait_until(5, sub { ask('requests', 'tokens=1') }) for 1 .. 2;
+reconnected();
 $key{key} = 'smooth lost';
 $r = delayed();
 $engine->drop;
 is($r->api_error->{code}, 'engine_lost', 'the end of its engine does');
-sleep 1.5;
+reconnected();
 $key{key} = 'smooth';
 $c = begin('smooth', 'prompt=30 tokens=1 end=60000', max_tokens => 400, stream => \1);
 $c->response->event;
@@ -552,5 +556,17 @@ sleep 1.1;
 kill 'KILL', @old;
 ok(wait_until(5, sub { ask('tokens', 'prompt=1 tokens=1', max_tokens => 1)->status == 200 }),
     'whoever needs it finds out');
+
+# a binary upgrade begins with empty zones, and the old workers go on with theirs
+
+%key = (key => 'upgrade');
+ask('tokens', 'prompt=100 tokens=1', max_tokens => 1);
+$c = begin('tokens', 'prompt=100 tokens=30 every=50', max_tokens => 50, stream => \1);
+$r = $c->response;
+$r->event;
+$nginx->upgrade;
+$nginx->quit_old;
+ok(wait_until(5, sub { left('tokens') == 1000 }), 'an upgrade begins anew');
+is($r->text, join(' ', map { "t$_" } 0 .. 29), 'and cuts nothing');
 
 $t->finish;
