@@ -500,51 +500,57 @@ __device__ __forceinline__ prefix shorter(prefix a, prefix b)
     return a.key < b.key || (a.key == b.key && a.ties <= b.ties) ? a : b;
 }
 
-/* The id of the last token of a prefix, given to the one thread of the team that has it. */
+/* Calls f with the id of the last token of a prefix, in the one thread of the team that finds it.
+ * Here a warp looks at ids side by side. */
 template <int Blocks, typename F>
 __device__ __forceinline__ void find_last(team<Blocks> &t, slice own, const float *p,
                                           prefix chosen, F f)
 {
-    uint32_t n = 0, before = 0;
+    uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    uint32_t share = (own.end - own.begin + kWarps - 1) / kWarps;
+    uint32_t begin = min(own.begin + warp * share, own.end), end = min(begin + share, own.end);
+    uint32_t n = 0, before = 0, of_block = 0;
 
-    for_ids(own, p, [&](uint32_t, float v) { n += v > 0 && key_of_p(v) == chosen.key; });
-    for (int i = 1; i < kWarp; i *= 2) {
-        n += __shfl_xor_sync(~0u, n, i);
-    }
-    if (threadIdx.x % kWarp == 0) {
-        t.s.warp_counts[threadIdx.x / kWarp] = n;
+    auto look = [&](auto found) {
+        for (uint32_t first = begin; first < end; first += kWarp * kAhead) {
+            float v[kAhead];
+
+#pragma unroll
+            for (int j = 0; j < kAhead; j++) {
+                uint32_t id = first + j * kWarp + lane;
+
+                v[j] = id < end ? p[id] : 0;
+            }
+#pragma unroll
+            for (int j = 0; j < kAhead; j++) {
+                bool tie = v[j] > 0 && key_of_p(v[j]) == chosen.key;
+
+                found(first + j * kWarp + lane, tie, __ballot_sync(~0u, tie));
+            }
+        }
+    };
+    look([&](uint32_t, bool, uint32_t ties) { n += __popc(ties); });
+    if (lane == 0) {
+        t.s.warp_counts[warp] = n;
     }
     __syncthreads();
-    n = 0;
-    for (int i = 0; i < kWarps; i++) {
-        n += t.s.warp_counts[i];
+#pragma unroll
+    for (uint32_t i = 0; i < kWarps; i++) {
+        before += i < warp ? t.s.warp_counts[i] : 0;
+        of_block += t.s.warp_counts[i];
     }
-    t.exchange({n, 0}, [&](int i, number other) {
+    t.exchange({of_block, 0}, [&](int i, number other) {
         before += i < (int) t.rank() ? (uint32_t) other.whole : 0;
     });
     if (before >= chosen.ties || before + n < chosen.ties) {
         return;
     }
-
-    for (uint32_t first = own.begin; first < own.end; first += kThreads) {
-        uint32_t id = first + threadIdx.x, lane = threadIdx.x % kWarp;
-        bool tie = id < own.end && p[id] > 0 && key_of_p(p[id]) == chosen.key;
-        uint32_t ties = __ballot_sync(~0u, tie);
-        uint32_t rank = before + __popc(ties & ((1u << lane) - 1));
-
-        __syncthreads();
-        if (lane == 0) {
-            t.s.warp_counts[threadIdx.x / kWarp] = __popc(ties);
-        }
-        __syncthreads();
-        for (uint32_t i = 0; i < kWarps; i++) {
-            rank += i < threadIdx.x / kWarp ? t.s.warp_counts[i] : 0;
-            before += t.s.warp_counts[i];
-        }
-        if (tie && rank + 1 == chosen.ties) {
+    look([&](uint32_t id, bool tie, uint32_t ties) {
+        if (tie && before + __popc(ties & ((1u << lane) - 1)) + 1 == chosen.ties) {
             f(id);
         }
-    }
+        before += __popc(ties);
+    });
 }
 
 /* Chooses by inverse transform; x: the logits, the largest is max. */
