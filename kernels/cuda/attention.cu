@@ -129,15 +129,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     float *scores = reinterpret_cast<float *>(shared + l::kScores);
     float *decays = reinterpret_cast<float *>(shared + l::kDecay);
 
-    wait_for_previous();
-    let_next_begin();
-
     uint32_t n_keys = a.n_keys[seq], n_pages = (n_keys + kRows - 1) / kRows;
     uint32_t begin = split * a.split_pages, end = min(begin + a.split_pages, n_pages);
     uint32_t seen = n_keys - (a.n_queries - 1 - vector / a.n_heads);
     const uint32_t *pages = a.pages + seq * a.pages_step;
 
     if (begin >= end) {
+        wait_for_previous(); /* nothing ends before what it follows */
         return;
     }
 
@@ -159,6 +157,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     fetch(0, pages[begin]);
     fetch(1, pages[begin]);
     fetch(2, after);
+    wait_for_previous();
+    let_next_begin();
 
     /* the query vectors as left operand: this warp's block of latents, and as much of the rest */
     uint32_t query[kSteps + 1][4];

@@ -203,9 +203,7 @@ __global__ void __launch_bounds__(kDownWarps *kWarp, 1)
         sums[i] = 0;
     }
 
-    wait_for_previous();
-    let_next_begin();
-
+    /* the lists are older than what is waited for */
     struct way<ColTiles> now = {};
     now.n_active = *a.p.n_active;
     now.n_chunks = (m.cols + kChunk - 1) / kChunk;
@@ -241,6 +239,8 @@ __global__ void __launch_bounds__(kDownWarps *kWarp, 1)
     for (int s = 0; s < Stages - 1; s++) {
         fetch(s);
     }
+    wait_for_previous();
+    let_next_begin();
     for (int stage = 0; now.more(); now.settle()) {
         uint32_t n_rows = now.n_rows();
         const float *scales = scales_of(m, a.e.down_scale_step, now.expert[now.active], row);
