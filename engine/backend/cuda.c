@@ -177,6 +177,7 @@ static int load(const struct llm_model *model, const struct llm_backend_options 
     rc = describe(options->device, &properties, err);
     if (rc == LLM_OK) {
         b->n_processors = (uint32_t) properties.multiProcessorCount;
+        b->has_clusters = properties.major >= 9;
         rc = llm_page_layout_init(&b->layout, &model->config, options->latent_dtype, err);
     }
     if (rc != LLM_OK || (rc = open_streams(b, err)) != LLM_OK

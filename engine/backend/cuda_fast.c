@@ -1,8 +1,9 @@
 /* The fast path: activations in bf16, the residual stream and all sums in fp32.
  *
  * Up to 64 rows the weights' bytes count, and operations for few rows are used; beyond them those
- * for many, whose sums have another order. Where bits must not depend on the number of rows, there
- * are only the former, on 64 rows at a time. */
+ * for many, whose sums have another order. A row that is alone in its step goes through fewer
+ * launches, which do more each: what it waits for is them. Where bits must not depend on the number
+ * of rows, there are only the operations for few, on 64 rows at a time. */
 
 #include "engine/backend/cuda_internal.h"
 
@@ -19,6 +20,10 @@
 #define DETERMINISTIC_SPLIT_PAGES 4
 
 #define QUERY_VECTORS 16 /* that a block of attention takes */
+
+/* Up to which a row that is alone has its attention in one launch, where every head reads all of
+ * them. */
+#define MAX_ALONE_KEYS 2048
 
 /* What is shorter is summed up in one go: adding up splits takes as long as two pages. */
 #define MIN_SPLIT_PAGES 2
@@ -209,7 +214,7 @@ static bool is_few(const struct llm_backend *b, uint32_t n_queries)
 uint64_t llm_cuda_fast_partial(const struct llm_backend *b)
 {
     uint32_t n_pages = llm_cuda_graph_pages(b->max_pages);
-    uint64_t most = 0;
+    uint64_t most = (uint64_t) b->model->config.n_heads * LLM_CUDA_MAX_ALONE; /* of a row alone */
 
     /* what is largest is not said: splits are the longer the more sequences there are */
     for (uint32_t queries = 1; queries <= LLM_CUDA_MAX_LINEAR_ROWS; queries++) {
@@ -314,11 +319,17 @@ static void attend_prompt(struct llm_backend *b, const struct llm_cuda_run *r,
     llm_cuda_try(b, llm_cuda_attend_prompt(&a, llm_cuda_next(b)), "attention");
 }
 
-static void attention(struct llm_backend *b, const struct llm_cuda_run *r)
+static void project_out(struct llm_backend *b, const struct llm_cuda_layer *l, uint32_t n)
 {
     const struct llm_model_config *c = &b->model->config;
-    const struct llm_cuda_layer *l = &b->layers[r->layer];
     size_t width = (size_t) c->n_heads * c->v_dim;
+
+    run_linear(b, linear(l->o, b->attended, width, b->x, c->hidden_size, LLM_CUDA_ADD_F32), n);
+}
+
+static void attention(struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
     uint32_t n = r->rows.n;
 
     norm(b, n, NULL, l->input_norm);
@@ -333,7 +344,7 @@ static void attention(struct llm_backend *b, const struct llm_cuda_run *r)
             attend(b, r, p);
         }
     }
-    run_linear(b, linear(l->o, b->attended, width, b->x, c->hidden_size, LLM_CUDA_ADD_F32), n);
+    project_out(b, l, n);
 }
 
 /* --- feed-forward --- */
@@ -378,10 +389,14 @@ static void many_experts(struct llm_backend *b, const struct llm_cuda_experts *e
 
 /* For no more than 64 rows from `row` on. */
 static void few_experts(struct llm_backend *b, const struct llm_cuda_experts *e,
-                        const struct llm_cuda_pairs *p, uint32_t row)
+                        const struct llm_cuda_pairs *pairs, uint32_t row)
 {
     size_t hidden = b->model->config.hidden_size, size = b->model->config.expert_size;
+    struct llm_cuda_pairs few = *pairs, *p = &few;
 
+    if (p->max_active > p->n_tokens * p->per_token) {
+        p->max_active = p->n_tokens * p->per_token;
+    }
     llm_cuda_try(b,
                  llm_cuda_experts_up(e, p, (const char *) b->normed + row * hidden * 2, hidden,
                                      b->expert_act, size, llm_cuda_next(b)),
@@ -414,9 +429,115 @@ static void experts(struct llm_backend *b, const struct llm_cuda_run *r)
     }
 }
 
+/* --- a row that is alone --- */
+
+/* Of shapes that the launches for it can do. */
+static bool is_alone(const struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+
+    return r->step->decode && r->rows.n == 1 && b->has_clusters && !b->options.deterministic
+           && c->hidden_size % 256 == 0 && c->hidden_size <= LLM_CUDA_MAX_ALONE
+           && c->q_lora_rank == 0 && l->q.dtype == l->kv_a.dtype
+           && (!l->moe || (c->n_experts <= LLM_CUDA_MAX_JOIN
+                           && b->router.n_used + b->router.n_shared <= LLM_CUDA_MAX_JOIN));
+}
+
+/* Of contexts and heads that llm_cuda_alone is for. */
+static bool attends_alone(const struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+
+    return r->step->pieces[0].n_keys <= MAX_ALONE_KEYS && c->qk_nope_dim == LLM_CUDA_NOPE
+           && c->v_dim == LLM_CUDA_V && l->kv_b.dtype == l->o.dtype;
+}
+
+/* x += n_parts rows of b->partial, the heads' parts; then its norm and the choice of experts. */
+static void join(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t n_parts)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+    struct llm_cuda_join j = {
+        .x = b->x,
+        .add = b->partial,
+        .n_add = n_parts,
+        .width = c->hidden_size,
+        .bias = l->o_bias,
+        .weight = l->post_attention_norm,
+        .eps = c->rms_norm_eps,
+        .normed = b->normed,
+    };
+
+    if (l->moe) {
+        j.router = l->router;
+        j.route = llm_cuda_route_of(b, r, 0, 1);
+    }
+    llm_cuda_try(b, llm_cuda_join(&j, llm_cuda_next(b)), "the router");
+}
+
+static void attend_alone(struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+    struct llm_cuda_alone a = {
+        .latents = llm_cuda_latents_of(b, r),
+        .w_uk = l->w_uk,
+        .w_uv = values_of(b, l->kv_b),
+        .o = l->o,
+        .value_step = c->qk_nope_dim + c->v_dim,
+        .scale = b->softmax_scale,
+        .out = b->partial,
+    };
+
+    llm_cuda_try(b, llm_cuda_alone(&a, llm_cuda_next(b)), "attention");
+    join(b, r, c->n_heads);
+}
+
+static void layer_alone(struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    const struct llm_model_config *c = &b->model->config;
+    const struct llm_cuda_layer *l = &b->layers[r->layer];
+    size_t q_width = (size_t) c->n_heads * (c->qk_nope_dim + c->qk_rope_dim);
+    struct llm_cuda_linear down[2] = {
+        linear(l->q, NULL, 0, b->q, q_width, LLM_CUDA_SET_BF16),
+        linear(l->kv_a, NULL, 0, b->kv, b->latent_width, LLM_CUDA_SET_F32),
+    };
+    struct llm_cuda_norm input_norm = {
+        .n = 1,
+        .width = c->hidden_size,
+        .x = b->x,
+        .weight = l->input_norm,
+        .eps = c->rms_norm_eps,
+    };
+    struct llm_cuda_pairs pairs = b->pairs;
+
+    llm_cuda_try(b, llm_cuda_linears_normed(down, 2, &input_norm, llm_cuda_next(b)), "a product");
+    if (attends_alone(b, r)) {
+        attend_alone(b, r);
+    } else {
+        llm_cuda_put_latents(b, r);
+        attend(b, r, &r->step->pieces[0]);
+        project_out(b, l, 1);
+        join(b, r, 0);
+    }
+    if (l->moe) {
+        pairs.n_tokens = 1;
+        few_experts(b, &l->experts, &pairs, 0);
+    } else {
+        dense(b, &l->ffn, 1);
+    }
+}
+
 void llm_cuda_fast_layer(struct llm_backend *b, const struct llm_cuda_run *r)
 {
     const struct llm_cuda_layer *l = &b->layers[r->layer];
+
+    if (is_alone(b, r)) {
+        layer_alone(b, r);
+        return;
+    }
 
     attention(b, r);
     norm(b, r->rows.n, l->o_bias, l->post_attention_norm);

@@ -23,11 +23,13 @@ struct llm_cuda_plane llm_cuda_plane_of(const struct llm_backend *b, uint32_t la
     };
 }
 
-void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
+struct llm_cuda_latents llm_cuda_latents_of(const struct llm_backend *b,
+                                            const struct llm_cuda_run *r)
 {
     const struct llm_model_config *c = &b->model->config;
     const struct llm_cuda_layer *l = &b->layers[r->layer];
-    struct llm_cuda_latents latents = {
+
+    return (struct llm_cuda_latents){
         .rows = r->rows,
         .plane = llm_cuda_plane_of(b, r->layer),
         .rope = b->rope,
@@ -43,12 +45,17 @@ void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
         .query = b->query,
         .dtype = b->fast ? LLM_CUDA_BF16 : LLM_CUDA_F32,
     };
+}
+
+void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r)
+{
+    struct llm_cuda_latents latents = llm_cuda_latents_of(b, r);
 
     llm_cuda_try(b, llm_cuda_latents(&latents, llm_cuda_next(b)), "latents");
 }
 
-void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t first,
-                         uint32_t n)
+struct llm_cuda_route llm_cuda_route_of(const struct llm_backend *b, const struct llm_cuda_run *r,
+                                        uint32_t first, uint32_t n)
 {
     struct llm_cuda_route route = b->route;
 
@@ -58,6 +65,14 @@ void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, ui
     route.bias = b->layers[r->layer].router_bias;
     route.n = n;
     route.flags = r->rows.flags + first;
+    return route;
+}
+
+void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t first,
+                         uint32_t n)
+{
+    struct llm_cuda_route route = llm_cuda_route_of(b, r, first, n);
+
     llm_cuda_try(b, llm_cuda_route(&route, llm_cuda_next(b)), "the router");
 }
 

@@ -112,6 +112,7 @@ struct llm_backend {
     struct llm_backend_info info;
     struct llm_page_layout layout;
     bool fast;
+    bool has_clusters; /* of blocks */
     uint32_t n_processors;
     uint32_t max_rows, max_pages, max_pieces, mask_words;
     uint32_t latent_width; /* rank + rope */
@@ -165,7 +166,7 @@ struct llm_backend {
     void *query;      /* [max_rows][heads][rank + rope] absorbed */
     void *context;    /* [max_rows][heads][rank] */
     void *attended;   /* [max_rows][heads][v] */
-    float *partial;
+    float *partial;   /* sums of attention by splits, or by heads of a row that is alone */
     uint64_t max_partial;   /* floats */
     uint32_t prompt_keys;   /* how many keys of a sequence find room decompressed; 0: not done */
     void *prompt_rows;      /* [prompt_keys][rank + rope] bf16 */
@@ -260,10 +261,15 @@ struct llm_cuda_run {
 
 struct llm_cuda_plane llm_cuda_plane_of(const struct llm_backend *b, uint32_t layer);
 
-/* Enqueues the way of the latents into their pages, and the rotation of the queries. */
+/* What lies between the projections of a layer; the way of the latents into their pages and the
+ * rotation of the queries, enqueued. */
+struct llm_cuda_latents llm_cuda_latents_of(const struct llm_backend *b,
+                                            const struct llm_cuda_run *r);
 void llm_cuda_put_latents(struct llm_backend *b, const struct llm_cuda_run *r);
 
-/* Enqueues the routing of some of the rows by b->router_logits, into b->pairs. */
+/* The routing of some of the rows by b->router_logits, into b->pairs; the same, enqueued. */
+struct llm_cuda_route llm_cuda_route_of(const struct llm_backend *b, const struct llm_cuda_run *r,
+                                        uint32_t first, uint32_t n);
 void llm_cuda_route_rows(struct llm_backend *b, const struct llm_cuda_run *r, uint32_t first,
                          uint32_t n);
 

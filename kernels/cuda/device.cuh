@@ -49,6 +49,14 @@ __device__ __forceinline__ void wait_for_copies()
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* n bytes, a multiple of 16, on their way into L2. */
+__device__ __forceinline__ void fetch_into_cache(const void *from, uint32_t n)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(n));
+#endif
+}
+
 /* c += a b for a of 16 x 16, row by row, and b of 16 x 8, column by column. */
 __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                     uint32_t a3, uint32_t b0, uint32_t b1)

@@ -11,11 +11,12 @@
  *    launched: not on the number of rows or sequences, nor on which block computes it.
  *
  * There are two paths. The fast one (linear.cu, experts.cu, attention.cu, many.cu, groups.cu,
- * prompt.cu) has activations in bf16, whose products are exact, weights in bf16 or in e4m3 with a
- * scale for each 128 x 128, latents of 512 + 64; its pointers to rows are aligned to 16 bytes and
- * so are the steps from row to row. The general one (plain.cu, plain_attention.cu) has activations
- * in fp32 and takes every width and every type that a checkpoint has, aligned to its elements. What
- * lies between these operations (rows.cu, latent.cu, router.cu, sample.cu) serves both. */
+ * prompt.cu, alone.cu, join.cu) has activations in bf16, whose products are exact, weights in bf16
+ * or in e4m3 with a scale for each 128 x 128, latents of 512 + 64; its pointers to rows are aligned
+ * to 16 bytes and so are the steps from row to row. The general one (plain.cu, plain_attention.cu)
+ * has activations in fp32 and takes every width and every type that a checkpoint has, aligned to
+ * its elements. What lies between these operations (rows.cu, latent.cu, router.cu, sample.cu)
+ * serves both. */
 
 #ifndef KERNELS_CUDA_KERNELS_H
 #define KERNELS_CUDA_KERNELS_H
@@ -32,7 +33,8 @@ struct CUstream_st; /* cudaStream_t points to one */
 
 /* Where a launch goes. overlap: its blocks may begin, and fetch weights, while the launch before
  * it in the stream still runs; that must be one of these kernels, too. What any launch reads
- * except weights and their scales it reads after the one before it has ended. */
+ * except weights and their scales, and where it says so, it reads after the one before it has
+ * ended. */
 struct llm_cuda_queue {
     struct CUstream_st *stream;
     bool overlap;
@@ -155,6 +157,14 @@ struct llm_cuda_linear {
 int llm_cuda_linears(const struct llm_cuda_linear *l, uint32_t n, uint32_t n_rows,
                      struct llm_cuda_queue q);
 
+#define LLM_CUDA_MAX_ALONE 2048
+
+/* The same for one row, the norm's, which every block makes for itself: of width w.cols, no more
+ * than LLM_CUDA_MAX_ALONE, with add and rows NULL. Neither what l says of x matters nor where the
+ * norm would go. Its bits are not those of llm_cuda_rms_norm and llm_cuda_linears. */
+int llm_cuda_linears_normed(const struct llm_cuda_linear *l, uint32_t n,
+                            const struct llm_cuda_norm *norm, struct llm_cuda_queue q);
+
 /* --- experts.cu --- */
 
 /* The pairs of a token and an expert of a step, by expert: the i-th expert that has any is
@@ -182,7 +192,8 @@ struct llm_cuda_experts {
 int llm_cuda_experts_up(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
                         const void *x, size_t ldx, void *h, size_t ldh, struct llm_cuda_queue q);
 
-/* out[token] += sum over the token's pairs, in their order, of weight * down h[pair]; in fp32. */
+/* out[token] += sum over the token's pairs, in their order, of weight * down h[pair]; in fp32. The
+ * lists of p are read before the launch before this one has ended: they come from one before it. */
 int llm_cuda_experts_down(const struct llm_cuda_experts *e, const struct llm_cuda_pairs *p,
                           const void *h, size_t ldh, float *out, size_t ldo,
                           struct llm_cuda_queue q);
@@ -210,6 +221,8 @@ enum llm_cuda_latent_dtype { LLM_CUDA_LATENT_BF16, LLM_CUDA_LATENT_FP8, LLM_CUDA
  * sequences, of n_keys 0, whose outputs are of no use). Row t is
  * row t % 64 of page pages[s * pages_step + t / 64], which begins at latents + page * page_step
  * bytes. Queries are bf16 [n_seqs][n_queries][n_heads][576], out is bf16 the same with 512.
+ *
+ * The rows are read before the launch before this one has ended: they come from one before it.
  *
  * The sums over each split_pages pages are made on their own and added in order: split_pages is
  * part of the numerics. No sequence may have more than max_splits of them. partial: scratch of
@@ -453,6 +466,45 @@ struct llm_cuda_route {
 
 size_t llm_cuda_route_words(const struct llm_cuda_router *r, uint32_t n);
 int llm_cuda_route(const struct llm_cuda_route *r, struct llm_cuda_queue q);
+
+/* --- alone.cu, join.cu: a layer of a step that has but one row, on processors that have clusters.
+ * The bits are not those of the operations above. --- */
+
+/* From the row's q and kv to what each head adds to the residual stream, as llm_cuda_latents, the
+ * products with W_UK, llm_cuda_attend and the products with W_UV and W_O do it: out[head][i] is the
+ * head's part of output i < o.rows, in fp32. The matrices are of one dtype. w_uk is that of all
+ * heads, one behind the other, as for llm_cuda_linears; w_uv is the first head's, the next one's is
+ * value_step rows on. latents is of one row, with q and kv; its query does not matter. o.rows is a
+ * multiple of 256, no more than LLM_CUDA_MAX_ALONE. */
+struct llm_cuda_alone {
+    struct llm_cuda_latents latents;
+    struct llm_cuda_matrix w_uk, w_uv, o;
+    uint32_t value_step;
+    float scale;
+    float *out;
+};
+
+int llm_cuda_alone(const struct llm_cuda_alone *a, struct llm_cuda_queue q);
+
+/* x[i] += bias[i] + sum over j < n_add of add[j][i], i < width (bias may be NULL); normed, in bf16,
+ * is weight * x / sqrt(mean(x^2) + eps). Then, unless router.data is NULL, the choice of experts by
+ * the logits router . normed, as llm_cuda_route makes it: of route its router, bias, flags and what
+ * it gives matter. width is a multiple of 64, no more than LLM_CUDA_MAX_ALONE; router is bf16, of
+ * no more than LLM_CUDA_MAX_JOIN rows, and no more than that are n_used + n_shared. */
+#define LLM_CUDA_MAX_JOIN 64
+
+struct llm_cuda_join {
+    float *x;
+    const float *add;
+    uint32_t n_add, width;
+    const float *bias, *weight;
+    float eps;
+    void *normed;
+    struct llm_cuda_matrix router;
+    struct llm_cuda_route route;
+};
+
+int llm_cuda_join(const struct llm_cuda_join *j, struct llm_cuda_queue q);
 
 /* --- sample.cu --- */
 

@@ -21,6 +21,7 @@
  * activations, which every block reads anew, cost more than the weights: 37 % of the bound at best
  * (bf16), 24 % (fp8). */
 
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/turn.cuh"
 
 namespace llm {
@@ -33,9 +34,60 @@ struct linear_args {
     struct llm_cuda_linear l[LLM_CUDA_MAX_LINEARS];
     uint32_t end[LLM_CUDA_MAX_LINEARS]; /* one past its last block */
     uint32_t n_rows;
+    struct llm_cuda_norm norm; /* of one row */
 };
 
-template <int Dtype, int ColTiles, int RowTiles, int Stages, int Warps, int PerSm>
+/* One row's norm, which every block makes for itself. */
+template <int Threads>
+struct row_norm {
+    static constexpr int kOwn = LLM_CUDA_MAX_ALONE / 4 / Threads; /* fours of elements */
+    float4 weight[kOwn];
+
+    /* before the row is there */
+    __device__ __forceinline__ explicit row_norm(const struct llm_cuda_norm &a)
+    {
+#pragma unroll
+        for (int i = 0; i < kOwn; i++) {
+            uint32_t at = (i * Threads + threadIdx.x) * 4;
+
+            if (at < a.width) {
+                weight[i] = *reinterpret_cast<const float4 *>(a.weight + at);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void make(const struct llm_cuda_norm &a, __nv_bfloat16 *to)
+    {
+        float4 v[kOwn];
+        float sum = 0;
+
+#pragma unroll
+        for (int i = 0; i < kOwn; i++) {
+            uint32_t at = (i * Threads + threadIdx.x) * 4;
+
+            if (at < a.width) {
+                v[i] = *reinterpret_cast<const float4 *>(a.x + at);
+                sum += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+            }
+        }
+        float r = 1 / sqrtf(sum_of_block<Threads>(sum) / (float) a.width + a.eps);
+#pragma unroll
+        for (int i = 0; i < kOwn; i++) {
+            uint32_t at = (i * Threads + threadIdx.x) * 4;
+
+            if (at < a.width) {
+                const float4 &w = weight[i];
+                auto *pairs = reinterpret_cast<__nv_bfloat162 *>(to + at);
+
+                pairs[0] = __floats2bfloat162_rn(v[i].x * r * w.x, v[i].y * r * w.y);
+                pairs[1] = __floats2bfloat162_rn(v[i].z * r * w.z, v[i].w * r * w.w);
+            }
+        }
+        __syncthreads();
+    }
+};
+
+template <int Dtype, int ColTiles, int RowTiles, int Stages, int Warps, int PerSm, bool Normed>
 __global__ void __launch_bounds__(Warps * kWarp, PerSm)
     linear_kernel(const __grid_constant__ linear_args a)
 {
@@ -82,12 +134,23 @@ __global__ void __launch_bounds__(Warps * kWarp, PerSm)
         commit_copies();
     };
 
+    /* of a normed row all stages, as many as there are turns where the row is short */
 #pragma unroll
-    for (int s = 0; s < Stages - 1; s++) {
+    for (int s = 0; s < (Normed ? Stages : Stages - 1); s++) {
         fetch(warp + s * Warps, s);
     }
-    wait_for_previous();
-    let_next_begin();
+    if constexpr (Normed) {
+        auto *normed = reinterpret_cast<__nv_bfloat16 *>(shared + Warps * Stages * slot::kPieces);
+        row_norm<Warps * kWarp> norm(a.norm);
+
+        wait_for_previous();
+        let_next_begin();
+        norm.make(a.norm, normed);
+        x[0] = normed;
+    } else {
+        wait_for_previous();
+        let_next_begin();
+    }
 
     int stage = 0;
     for (uint32_t chunk = warp; chunk < n_chunks; chunk += Warps) {
@@ -99,6 +162,10 @@ __global__ void __launch_bounds__(Warps * kWarp, PerSm)
         }
         take_turn<Dtype, ColTiles, RowTiles, Stages - 1>(
             acc, ring + stage * slot::kPieces, x, chunk, cols, scale, [&] {
+                if (Normed && chunk < Warps) {
+                    commit_copies();
+                    return;
+                }
                 fetch(chunk + (Stages - 1) * Warps, stage == 0 ? Stages - 1 : stage - 1);
             });
         stage = stage == Stages - 1 ? 0 : stage + 1;
@@ -144,13 +211,15 @@ __global__ void __launch_bounds__(Warps * kWarp, PerSm)
     }
 }
 
-template <int Dtype, int ColTiles, int RowTiles, int Stages, int Warps, int PerSm>
+template <int Dtype, int ColTiles, int RowTiles, int Stages, int Warps, int PerSm,
+          bool Normed = false>
 int launch_linears(linear_args &a, uint32_t n, const struct llm_cuda_queue &q)
 {
-    constexpr int kRing = Stages * Warps * slot<Dtype, RowTiles>::kBytes;
+    constexpr int kRow = Normed ? LLM_CUDA_MAX_ALONE * 2 : 0;
+    constexpr int kRing = Stages * Warps * slot<Dtype, RowTiles>::kBytes + kRow;
     constexpr int kSums = Warps * ColTiles * 8 * (16 * RowTiles + 4) * 4;
     constexpr int kShared = kRing > kSums ? kRing : kSums;
-    auto kernel = linear_kernel<Dtype, ColTiles, RowTiles, Stages, Warps, PerSm>;
+    auto kernel = linear_kernel<Dtype, ColTiles, RowTiles, Stages, Warps, PerSm, Normed>;
     static const cudaError_t allowed =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     uint32_t blocks = 0;
@@ -192,6 +261,14 @@ int launch_many(linear_args &a, uint32_t n, const struct llm_cuda_queue &q)
                           : launch_linears<Dtype, 8, 2, 2, 8, 1>(a, n, q);
 }
 
+/* Of one row, whose norm comes later than all of a tile's columns. Other blocks have room beside
+ * these. */
+template <int Dtype>
+int launch_normed(linear_args &a, uint32_t n, const struct llm_cuda_queue &q)
+{
+    return launch_linears<Dtype, 1, 1, 2, 8, 4, true>(a, n, q);
+}
+
 /* How many warps share a tile's columns is part of the numerics, and must not depend on the number
  * of rows. The rest is what measured best. */
 template <int Dtype>
@@ -229,4 +306,18 @@ extern "C" int llm_cuda_linears(const struct llm_cuda_linear *l, uint32_t n, uin
     a.n_rows = n_rows;
     return l[0].w.dtype == LLM_CUDA_BF16 ? llm::launch_all<LLM_CUDA_BF16>(a, n, q)
                                          : llm::launch_all<LLM_CUDA_E4M3>(a, n, q);
+}
+
+extern "C" int llm_cuda_linears_normed(const struct llm_cuda_linear *l, uint32_t n,
+                                       const struct llm_cuda_norm *norm, struct llm_cuda_queue q)
+{
+    llm::linear_args a = {};
+
+    for (uint32_t i = 0; i < n; i++) {
+        a.l[i] = l[i];
+    }
+    a.n_rows = 1;
+    a.norm = *norm;
+    return l[0].w.dtype == LLM_CUDA_BF16 ? llm::launch_normed<LLM_CUDA_BF16>(a, n, q)
+                                         : llm::launch_normed<LLM_CUDA_E4M3>(a, n, q);
 }
