@@ -230,6 +230,10 @@ bench-demo: engine module
 bench-edge: $(BUILD)/bench/eventfd $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/edge.pl
 
+.PHONY: bench-overload
+bench-overload: engine module
+	LLM_BUILD=$(BUILD) t/bench/overload.pl
+
 .PHONY: bench-status
 bench-status: $(BUILD)/fake-engine module
 	LLM_BUILD=$(BUILD) t/bench/status.pl
