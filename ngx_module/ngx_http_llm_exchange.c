@@ -194,8 +194,10 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
         head->max_pages = key->said.max_pages;
     }
 
-    if (ngx_http_llm_limit_holds(ctx)) {
-        ctx->held = 1;
+    ctx->held = ngx_http_llm_limit_holds(ctx);
+    ctx->admitted = 0;
+
+    if (ctx->held) {
         ctx->fits = (head->flags & LLM_IPC_FIT_CONTEXT) != 0;
         head->flags |= LLM_IPC_AWAIT_RELEASE;
     }

@@ -482,9 +482,9 @@ ngx_http_llm_limit_init_process(ngx_http_llm_main_conf_t *lmcf)
     ngx_uint_t                   i;
     ngx_http_llm_limit_zone_t  **zones;
 
-    zones = lmcf->limit_zones.elts;
+    zones = lmcf->zones.elts;
 
-    for (i = 0; i < lmcf->limit_zones.nelts; i++) {
+    for (i = 0; i < lmcf->zones.nelts; i++) {
         (void) ngx_http_llm_limit_reap(zones[i]);
     }
 }
@@ -725,7 +725,7 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     shm_zone->init = ngx_http_llm_limit_init_zone;
     shm_zone->data = zone;
 
-    push = ngx_array_push(&lmcf->limit_zones);
+    push = ngx_array_push(&lmcf->zones);
     if (push == NULL) {
         return NGX_CONF_ERROR;
     }

@@ -311,7 +311,7 @@ ngx_http_llm_create_main_conf(ngx_conf_t *cf)
     if (ngx_array_init(&conf->engines, cf->pool, 2,
                        sizeof(ngx_http_llm_engine_t *))
         != NGX_OK
-        || ngx_array_init(&conf->limit_zones, cf->pool, 2, sizeof(void *))
+        || ngx_array_init(&conf->zones, cf->pool, 2, sizeof(void *))
            != NGX_OK)
     {
         return NULL;

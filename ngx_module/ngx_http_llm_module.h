@@ -101,7 +101,7 @@ typedef struct {
     ngx_array_t                  engines;  /* of ngx_http_llm_engine_t * */
     ngx_array_t                  keys;     /* of ngx_http_llm_keys_t * */
     ngx_http_llm_revocation_t   *revocation;
-    ngx_array_t                  limit_zones;  /* of their files */
+    ngx_array_t                  zones;    /* of ngx_http_llm_limit_zone_t * */
 
     ngx_shm_zone_t              *status_zone;
 
