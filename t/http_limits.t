@@ -14,6 +14,7 @@ use LLM::Test;
 
 my $t = LLM::Test->new;
 my $engine = $t->fake_engine;
+my $leaving = $t->fake_engine(script => 'status=draining');
 my $conf = <<'EOT';
     log_format llm '$http_key $status $llm_limit_status $llm_completion_tokens';
     access_log llm.log llm;
@@ -62,7 +63,11 @@ my $server = <<'EOT';
     location /status/v1/ {
         llm_pass unix:%%SOCK%%; llm_limit zone=requests burst=1 nodelay; llm_limit_status 503;
     }
+    location /several/v1/ {
+        llm_model fake unix:%%SOCK%% unix:LEAVING; llm_limit zone=tokens burst=1000 nodelay;
+    }
 EOT
+$server =~ s/LEAVING/$leaving->socket/e;
 my $nginx = $t->nginx(http => $conf, server => $server, workers => 2);
 my %key = (key => 'none');
 
@@ -400,6 +405,13 @@ $engine->drop;
 $r->events;
 is(left('tokens'), $left - 103, 'who has pays for that');
 reconnected();
+
+# what one engine sends back to be done by another is charged for once
+
+%key = (key => 'several');
+ask('several', 'prompt=100', max_tokens => 50) for 1 .. 6;
+is(left('tokens'), 1000 - 6 * 103, 'six requests');
+cmp_ok($leaving->counters->{released}, '>', 0, 'some of which went to an engine that had to go');
 
 # an engine that says something before it may is not in its right mind
 
