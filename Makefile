@@ -283,7 +283,7 @@ $(BUILD)/t/gpu/faults: $(BUILD)/obj/t/gpu/faults.o $(CUDA_OBJECTS) $(BUILD)/libk
 		$(call room_libs,backend) $(CUDA_LIBS)
 
 # tests of backends that run on any
-BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics sched_deterministic)
+BACKEND_TESTS = $(addprefix $(BUILD)/t/,backend_cpu backend_numerics backend_alone sched_deterministic)
 ENGINE_TESTS = $(patsubst %,t/%.t,golden engine_demo engine_prefix engine_requests)
 
 .PHONY: gpu check-gpu bench-gpu
