@@ -55,8 +55,8 @@ my @prompts = map { [ map { 300 + int rand 3000 } 1 .. 300 ] } 1 .. $n_prompts;
 my $plain = node();
 my @texts = map { (ask($plain, $_))[0] } @prompts;
 
-# All prompts, one after the other. One may be late when the machine is busy; whoever waits for Redis
-# does so until the breaker opens, three times.
+# All prompts, one after the other. One may be late, as the machine may be busy: what becomes of the
+# loads, below, tells the same without a clock.
 sub is_not_held_up {
     my ($node, $name) = @_;
     my ($wrong, $late, $longest) = (0, 0, 0);
