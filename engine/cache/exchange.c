@@ -103,7 +103,8 @@ static void settle_out(struct llm_cache *c)
         if (p->unwanted) {
             llm_redis_drop(x->redis, p->buffer);
         } else {
-            llm_redis_save(x->redis, p->buffer, p->owner, p->epoch, &p->digest, p->ids);
+            llm_redis_save(x->redis, p->buffer, p->owner, p->epoch, p->max_pages, &p->digest,
+                           p->ids);
         }
     }
 }
@@ -136,6 +137,7 @@ static bool offer(struct llm_cache *c, uint32_t page, uint8_t round)
     p->unwanted = false;
     memcpy(p->owner, c->entries[e].tenant->owner, sizeof(p->owner));
     p->epoch = c->entries[e].tenant->epoch;
+    p->max_pages = c->entries[e].tenant->max_pages;
     p->digest = c->index.digests[e];
     memcpy(p->ids, llm_index_ids(&c->index, e), sizeof(p->ids));
     x->out_begun++;

@@ -24,6 +24,7 @@ struct llm_page_out {
     bool unwanted; /* what was copied is not to be saved */
     uint8_t owner[32];
     uint64_t epoch; /* the owner's */
+    uint32_t max_pages;
     struct llm_digest digest;
     uint32_t ids[LLM_PAGE_TOKENS];
 };

@@ -102,7 +102,8 @@ static void put(uint32_t i)
     uint8_t *bytes = llm_redis_save_buffer(&fake_redis, &buffer);
 
     fill(bytes, i);
-    llm_redis_save(&fake_redis, buffer, alice_digest, 0, &digests[i], ids + i * LLM_PAGE_TOKENS);
+    llm_redis_save(&fake_redis, buffer, alice_digest, 0, 0, &digests[i],
+                   ids + i * LLM_PAGE_TOKENS);
 }
 
 static void load(uint32_t first, uint32_t n)
@@ -229,6 +230,7 @@ static void test_offers(void)
     uint32_t some[8];
 
     open_cache(8, 0);
+    llm_cache_limit(cache, alice, 9);
     complete(0, 4);
     llm_cache_offer(cache, 8);
     is_int(backend.n_out, 0, "what nobody vouches for is not offered");
@@ -241,6 +243,7 @@ static void test_offers(void)
     wait_copies();
     llm_cache_offer(cache, 0);
     is_int(fake_redis.saves, 1, "and then it is");
+    is_int(fake_redis.max_pages, 9, "with its tenant's limit");
     llm_cache_offer(cache, 8);
     is_int(backend.n_out, 4, "the complete ones, each once");
     wait_copies();

@@ -368,6 +368,34 @@ static void keeps_quotas(struct server *s, struct tier *t)
     llm_redis_close(b.redis);
 }
 
+/* A tenant's own limit, with and without one that all have. */
+static void keeps_limits(struct server *s, struct tier *t)
+{
+    struct tier a = {.layout = t->layout, .max_pages = 3};
+    struct llm_redis_options options = tier_options(&a, s->url);
+
+    tier_open(&a, &options);
+    need(tier_up(&a), "no tier");
+    tier_save_all(&a, 21, 5);
+    is_int(llm_redis_counts(a.redis).saved, 3, "three pages of who may have three");
+    is_int(llm_redis_counts(a.redis).over_quota, 2, "and no more");
+    a.max_pages = 0;
+    tier_save_all(&a, 21, 5);
+    is_int(llm_redis_counts(a.redis).saved, 5, "all without a limit");
+    llm_redis_close(a.redis);
+
+    options.tenant_bytes = 4 * llm_redis_value_bytes(&t->layout);
+    tier_open(&a, &options);
+    need(tier_up(&a), "no tier");
+    a.max_pages = 2;
+    tier_save_all(&a, 22, 5);
+    is_int(llm_redis_counts(a.redis).saved, 2, "the smaller one of two limits counts");
+    a.max_pages = 9;
+    tier_save_all(&a, 22, 6);
+    is_int(llm_redis_counts(a.redis).saved, 4, "whichever that is");
+    llm_redis_close(a.redis);
+}
+
 static void delete_page(struct tier *t, uint32_t tenant, uint32_t page, uint64_t epoch)
 {
     struct llm_digest digest = tier_digest(tenant, page);
@@ -479,6 +507,7 @@ int main(void)
     does_not_save_what_is_forgotten(&s, &t);
     takes_on_only_so_much(&s, &t);
     keeps_quotas(&s, &t);
+    keeps_limits(&s, &t);
     saves_what_belongs_to_an_epoch(&s, &t);
     freeReplyObject(server_do(&s, "FLUSHALL"));
     deletes_what_is_spoilt(&s, &t);

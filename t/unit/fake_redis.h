@@ -41,6 +41,7 @@ struct llm_redis {
     uint32_t silent;  /* percent of the times that nothing has arrived, though there is something */
     uint32_t missing; /* percent of pages that are gone */
 
+    uint32_t max_pages; /* of the last page that was saved */
     uint64_t loads, refused, pages_asked, cancels, hits, misses, saves, drops, forgets, deletes;
     uint32_t first_asked; /* of the last load: its first page's first token */
 
@@ -292,7 +293,8 @@ void llm_redis_delete(struct llm_redis *r, const uint8_t owner[32], uint64_t epo
 }
 
 void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
-                    const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS])
+                    uint32_t max_pages, const struct llm_digest *digest,
+                    const uint32_t ids[LLM_PAGE_TOKENS])
 {
     const uint8_t *bytes = r->out + buffer * r->page_bytes;
     struct fake_value *v = fake_redis_find(owner, digest);
@@ -305,6 +307,7 @@ void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32
         return;
     }
     r->saves++;
+    r->max_pages = max_pages;
     if (v == NULL) {
         if (r->n_values == r->max_values) {
             r->max_values = 2 * r->max_values + 16;

@@ -19,6 +19,7 @@ struct tier {
     struct llm_page_layout layout;
     uint64_t last_load;
     uint64_t epoch; /* that what is saved belongs to; 0: any */
+    uint32_t max_pages; /* of whom it is; 0: no limit */
     /* of the load that tier_load has seen the end of */
     bool came[TIER_PAGES];
     uint32_t n_came;
@@ -143,7 +144,7 @@ __attribute__((unused)) static bool tier_save(struct tier *t, uint32_t tenant, u
     tier_owner(tenant, owner);
     tier_ids(tenant, page, ids);
     tier_fill(t, tenant, page, bytes);
-    llm_redis_save(t->redis, buffer, owner, t->epoch, &digest, ids);
+    llm_redis_save(t->redis, buffer, owner, t->epoch, t->max_pages, &digest, ids);
     return true;
 }
 

@@ -452,12 +452,14 @@ void *llm_redis_save_buffer(struct llm_redis *r, uint32_t *buffer)
 }
 
 void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
-                    const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS])
+                    uint32_t max_pages, const struct llm_digest *digest,
+                    const uint32_t ids[LLM_PAGE_TOKENS])
 {
     struct llm_redis_out *out = &r->saver.out[buffer];
 
     memcpy(out->owner, owner, sizeof(out->owner));
     out->epoch_of_page = epoch;
+    out->max_pages = max_pages;
     memcpy(out->ids, ids, sizeof(out->ids));
     out->digest = *digest;
     out->then = llm_redis_forgets_now(&r->common.forgets);

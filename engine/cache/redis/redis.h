@@ -74,10 +74,12 @@ void llm_redis_give_back(struct llm_redis *r, uint32_t buffer);
 /* A buffer of page_bytes to fill; NULL: none is free, the page is not saved. */
 void *llm_redis_save_buffer(struct llm_redis *r, uint32_t *buffer);
 
-/* It is full: it is written if it is not there already and the tenant's quota allows it; and if the
+/* It is full: it is written if it is not there already and the tenant's quota allows it, which is
+ * tenant_bytes or so many pages if that is less (max_pages 0: tenant_bytes alone); and if the
  * tenant's epoch is this one (0: whichever it is). Or it is not needed after all. */
 void llm_redis_save(struct llm_redis *r, uint32_t buffer, const uint8_t owner[32], uint64_t epoch,
-                    const struct llm_digest *digest, const uint32_t ids[LLM_PAGE_TOKENS]);
+                    uint32_t max_pages, const struct llm_digest *digest,
+                    const uint32_t ids[LLM_PAGE_TOKENS]);
 void llm_redis_drop(struct llm_redis *r, uint32_t buffer);
 
 /* A page is no good: what was handed over of it and is not written yet is given up, what is there

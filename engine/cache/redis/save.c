@@ -199,6 +199,15 @@ static void ask_presence(struct llm_redis_saver *s, struct llm_redis_out *out)
     out->state = LLM_OUT_PRESENCE;
 }
 
+/* That a tenant may write in two windows; 0: any number. */
+static uint64_t most_bytes(const struct llm_redis_saver *s, const struct llm_redis_out *out)
+{
+    uint64_t most = s->common->options.tenant_bytes;
+    uint64_t own = (uint64_t) out->max_pages * s->common->value_bytes;
+
+    return own != 0 && (most == 0 || own < most) ? own : most;
+}
+
 /* Adds to what the tenant has written in this window; asks what it had in the one before. */
 static void ask_quota(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
@@ -302,7 +311,7 @@ static bool after_presence(struct llm_redis_saver *s, struct llm_redis_out *out)
     }
     if (out->answers.there) {
         finish_well(s, out, &s->common->tally.already_there);
-    } else if (s->common->options.tenant_bytes > 0) {
+    } else if (most_bytes(s, out) > 0) {
         ask_quota(s, out);
     } else {
         out->state = LLM_OUT_READY;
@@ -312,7 +321,7 @@ static bool after_presence(struct llm_redis_saver *s, struct llm_redis_out *out)
 
 static void after_quota(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
-    uint64_t most = s->common->options.tenant_bytes;
+    uint64_t most = most_bytes(s, out);
 
     if (out->answers.written > most || out->answers.written_before > most - out->answers.written) {
         take_back_charge(s, out);

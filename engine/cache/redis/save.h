@@ -24,10 +24,11 @@ enum llm_redis_out_state {
     LLM_OUT_SET,
 };
 
-/* A page to be saved; the model thread fills in the first five. */
+/* A page to be saved; the model thread fills in the first six. */
 struct llm_redis_out {
     uint8_t owner[32];
     uint64_t epoch_of_page; /* that it belongs to; 0: to any */
+    uint32_t max_pages;     /* of the owner; 0: no limit of its own */
     struct llm_digest digest;
     uint32_t ids[LLM_PAGE_TOKENS];
     uint64_t then; /* of llm_redis_forgets */
