@@ -7,6 +7,9 @@
 
 static void ngx_http_llm_json_totals(ngx_http_llm_writer_t *w,
     ngx_http_llm_totals_t *totals, ngx_array_t *tenants);
+static void ngx_http_llm_json_counts(ngx_http_llm_writer_t *w,
+    const char *name, const char *const *labels, const uint64_t *counts,
+    ngx_uint_t n);
 static void ngx_http_llm_json_usage(ngx_http_llm_writer_t *w,
     ngx_http_llm_usage_t *usage);
 static void ngx_http_llm_json_histogram(ngx_http_llm_writer_t *w,
@@ -38,20 +41,12 @@ ngx_http_llm_json_totals(ngx_http_llm_writer_t *w,
     ngx_uint_t                    i;
     ngx_http_llm_tenant_usage_t  *tenant;
 
-    ngx_http_llm_put_text(w, ",\"requests\":{");
+    ngx_http_llm_json_counts(w, "requests", ngx_http_llm_outcomes,
+                             totals->outcomes, NGX_HTTP_LLM_OUTCOMES);
+    ngx_http_llm_json_counts(w, "limit_requests", ngx_http_llm_limit_statuses,
+                             totals->limits, NGX_HTTP_LLM_LIMITED_STATUSES);
 
-    for (i = 0; i < NGX_HTTP_LLM_OUTCOMES; i++) {
-
-        if (i) {
-            ngx_http_llm_put_text(w, ",");
-        }
-
-        ngx_http_llm_put_c_string(w, ngx_http_llm_outcomes[i]);
-        ngx_http_llm_put_text(w, ":");
-        ngx_http_llm_put_number(w, totals->outcomes[i]);
-    }
-
-    ngx_http_llm_put_text(w, "},\"tenants\":{");
+    ngx_http_llm_put_text(w, ",\"tenants\":{");
 
     tenant = tenants->elts;
 
@@ -70,6 +65,26 @@ ngx_http_llm_json_totals(ngx_http_llm_writer_t *w,
         ngx_http_llm_json_histogram(w, ngx_http_llm_times[i].name,
                                     &totals->times[i]);
     }
+}
+
+
+static void
+ngx_http_llm_json_counts(ngx_http_llm_writer_t *w, const char *name,
+    const char *const *labels, const uint64_t *counts, ngx_uint_t n)
+{
+    ngx_uint_t  i;
+
+    ngx_http_llm_put_text(w, ",");
+    ngx_http_llm_put_c_string(w, name);
+
+    for (i = 0; i < n; i++) {
+        ngx_http_llm_put(w, i ? "," : ":{", i ? 1 : 2);
+        ngx_http_llm_put_c_string(w, labels[i]);
+        ngx_http_llm_put_text(w, ":");
+        ngx_http_llm_put_number(w, counts[i]);
+    }
+
+    ngx_http_llm_put_text(w, "}");
 }
 
 

@@ -87,6 +87,18 @@ ngx_http_llm_text_totals(ngx_http_llm_writer_t *w,
         ngx_http_llm_put_text(w, "\n");
     }
 
+    ngx_http_llm_text_head(w, "llm_", "limit_requests_total",
+                           "Requests by what llm_limit said of them.",
+                           NGX_HTTP_LLM_COUNTER);
+
+    for (i = 0; i < NGX_HTTP_LLM_LIMITED_STATUSES; i++) {
+        ngx_http_llm_put_text(w, "llm_limit_requests_total{status=\"");
+        ngx_http_llm_text_put(w, ngx_http_llm_limit_statuses[i]);
+        ngx_http_llm_put_text(w, "\"} ");
+        ngx_http_llm_put_number(w, totals->limits[i]);
+        ngx_http_llm_put_text(w, "\n");
+    }
+
     ngx_http_llm_text_usage(w, "tenant_requests_total",
                             "The same requests by tenant.",
                             offsetof(ngx_http_llm_usage_t, requests),

@@ -33,7 +33,9 @@ typedef struct {
 static ngx_int_t ngx_http_llm_status_init_zone(ngx_shm_zone_t *zone,
     void *data);
 static ngx_int_t ngx_http_llm_status_log_handler(ngx_http_request_t *r);
-static ngx_http_llm_outcome_e ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx);
+static ngx_http_llm_limited_e ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx);
+static ngx_http_llm_outcome_e ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx,
+    ngx_http_llm_limited_e limit);
 static void ngx_http_llm_observe(ngx_http_llm_histogram_t *histogram,
     uint64_t ns);
 static ngx_http_llm_usage_t *ngx_http_llm_usage_of(ngx_slab_pool_t *shpool,
@@ -193,6 +195,7 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     ngx_http_llm_usage_t        usage;
     ngx_http_llm_totals_t      *totals;
     ngx_http_llm_outcome_e      outcome;
+    ngx_http_llm_limited_e      limit;
     ngx_http_llm_account_t     *account;
     ngx_http_llm_main_conf_t   *lmcf;
     ngx_http_llm_status_shm_t  *sh;
@@ -206,7 +209,8 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
 
     account = &ctx->account;
-    outcome = ngx_http_llm_outcome(ctx);
+    limit = ngx_http_llm_limited(ctx);
+    outcome = ngx_http_llm_outcome(ctx, limit);
 
     ngx_memzero(&usage, sizeof(ngx_http_llm_usage_t));
 
@@ -226,6 +230,10 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     ngx_shmtx_lock(&shpool->mutex);
 
     totals->outcomes[outcome]++;
+
+    if (limit != NGX_HTTP_LLM_LIMITED_STATUSES) {
+        totals->limits[limit]++;
+    }
 
     if (account->finished && account->first_token) {
         ngx_http_llm_observe(&totals->times[NGX_HTTP_LLM_TIME_QUEUE],
@@ -251,10 +259,32 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
 }
 
 
-static ngx_http_llm_outcome_e
-ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx)
+static ngx_http_llm_limited_e
+ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx)
 {
-    ngx_str_t           *limit;
+    ngx_str_t   *status;
+    ngx_uint_t   i;
+
+    status = ngx_http_llm_limit_status(ctx);
+
+    for (i = 0; i < NGX_HTTP_LLM_LIMITED_STATUSES; i++) {
+
+        if (ngx_strlen(ngx_http_llm_limit_statuses[i]) == status->len
+            && ngx_strncasecmp((u_char *) ngx_http_llm_limit_statuses[i],
+                               status->data, status->len)
+               == 0)
+        {
+            break;
+        }
+    }
+
+    return i;
+}
+
+
+static ngx_http_llm_outcome_e
+ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limited_e limit)
+{
     ngx_uint_t           status;
     const char          *reason;
     ngx_http_request_t  *r;
@@ -269,11 +299,7 @@ ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx)
         return NGX_HTTP_LLM_OUTCOME_OK;
     }
 
-    limit = ngx_http_llm_limit_status(ctx);
-
-    if (limit->len == sizeof("REJECTED") - 1
-        && ngx_strncmp(limit->data, "REJECTED", limit->len) == 0)
-    {
+    if (limit == NGX_HTTP_LLM_LIMITED_REJECTED) {
         return NGX_HTTP_LLM_OUTCOME_LIMITED;
     }
 

@@ -126,6 +126,10 @@ counted('within a limit of nginx', 'ok', 'x', at => '/limited', limited => 1);
 counted('over it', 'limited', 'x', at => '/limited', limited => 1);
 counted('within a limit of ours', 'ok', 'x', at => '/once', tenant => 'once');
 counted('over it, with another status', 'limited', 'x', at => '/once', tenant => 'once');
+is($before->value('llm_limit_requests_total', status => 'passed'), 1, 'the limit let one pass');
+is($before->value('llm_limit_requests_total', status => 'rejected'), 1, 'and refused one');
+is_deeply($nginx->get('/status')->json->{limit_requests}, { passed => 1, rejected => 1,
+    map { $_ => 0 } qw(delayed delayed_dry_run rejected_dry_run) }, 'JSON says the same');
 counted('a full queue', 'unavailable', 'status=queue_full');
 counted('a deadline', 'unavailable', 'status=timeout_queue');
 counted('no engine', 'unavailable', 'x', at => '/nobody');
@@ -187,7 +191,7 @@ for my $tenant ('"', '\\', 'a"b\\c', "Zo\xc3\xab", 'x' x 255) {
         'in JSON, too');
 }
 is_deeply([ metrics()->wrong ], [], 'still nothing is wrong');
-unlike($nginx->get('/metrics')->body, qr/tokens=|status=/, 'no prompt is shown');
+unlike($nginx->get('/metrics')->body, qr/tokens=\d|prompt=\d/, 'no prompt is shown');
 
 # --- time ---
 
