@@ -31,7 +31,8 @@ struct ngx_http_llm_revocation_s {
     time_t                       since;       /* when it came into force */
     ngx_uint_t                   generation;  /* then */
     ngx_uint_t                   n;           /* revoked until then */
-    ngx_array_t                  ids;         /* revoked by it */
+    ngx_array_t                  ids;         /* revoked by it, */
+    unsigned                     lost:1;      /* but for some */
     ngx_http_llm_revocation_t   *old;         /* while it comes into force */
     ngx_http_llm_revoked_t      *shared;
 };
@@ -39,7 +40,7 @@ struct ngx_http_llm_revocation_s {
 
 static ngx_int_t ngx_http_llm_init_revoked_zone(ngx_shm_zone_t *shm_zone,
     void *data);
-static ngx_int_t ngx_http_llm_find_revoked(ngx_http_llm_revocation_t *rev);
+static void ngx_http_llm_find_revoked(ngx_http_llm_revocation_t *rev);
 static ngx_uint_t ngx_http_llm_still_holds(ngx_http_llm_revocation_t *rev,
     const ngx_http_llm_key_t *key);
 static void ngx_http_llm_publish_revoked(ngx_http_llm_revocation_t *rev);
@@ -118,7 +119,10 @@ ngx_http_llm_init_revoked_zone(ngx_shm_zone_t *shm_zone, void *data)
 }
 
 
-/* the new configuration is in force, and no worker of it is there yet */
+/*
+ * The new configuration is in force, and no worker of it is there yet.  A
+ * failure here would end the master.
+ */
 
 ngx_int_t
 ngx_http_llm_revoke_keys(ngx_cycle_t *cycle)
@@ -135,13 +139,18 @@ ngx_http_llm_revoke_keys(ngx_cycle_t *cycle)
     rev = lmcf->revocation;
     rev->since = ngx_time();
 
-    if (rev->old && ngx_http_llm_find_revoked(rev) != NGX_OK) {
-        return NGX_ERROR;
+    if (rev->old) {
+        ngx_http_llm_find_revoked(rev);
+        rev->old = NULL;
     }
 
-    rev->old = NULL;
-
     ngx_http_llm_publish_revoked(rev);
+
+    if (rev->lost) {
+        ngx_log_error(NGX_LOG_ALERT, cycle->log, 0,
+                      "no memory for the ids of revoked llm keys: what some "
+                      "of them have running goes on");
+    }
 
     if (rev->ids.nelts) {
         ngx_log_error(NGX_LOG_NOTICE, cycle->log, 0,
@@ -152,7 +161,7 @@ ngx_http_llm_revoke_keys(ngx_cycle_t *cycle)
 }
 
 
-static ngx_int_t
+static void
 ngx_http_llm_find_revoked(ngx_http_llm_revocation_t *rev)
 {
     ngx_uint_t              i, k;
@@ -178,14 +187,13 @@ ngx_http_llm_find_revoked(ngx_http_llm_revocation_t *rev)
 
             id = ngx_array_push(&rev->ids);
             if (id == NULL) {
-                return NGX_ERROR;
+                rev->lost = 1;
+                return;
             }
 
             ngx_memcpy(id->bytes, key[k].said.digest, sizeof(id->bytes));
         }
     }
-
-    return NGX_OK;
 }
 
 
@@ -235,9 +243,10 @@ ngx_http_llm_publish_revoked(ngx_http_llm_revocation_t *rev)
     ids = rev->ids.elts;
     n = shared->n;
 
-    /* readers see by the number that what is overwritten is gone */
+    /* readers see by the number that what is overwritten, or lost, is gone */
 
-    shared->n = n + rev->ids.nelts;
+    shared->n = n + rev->ids.nelts
+                + (rev->lost ? NGX_HTTP_LLM_REVOKED + 1 : 0);
 
     ngx_memory_barrier();
 
