@@ -149,7 +149,7 @@ for my $stream (\0, \1) {
     ask('tokens=0', stream => $stream)->complete;
     logged("$name of none", 200, %counted, finish_reason => 'stop', queue_seconds => $some);
 }
-ask('tokens=2 every=500')->complete;
+ask('tokens=2 every=1000')->complete;
 my $slow = logged('a slow one', 200, %counted, completion_tokens => 2, finish_reason => 'stop',
     map { $_ => $some } qw(queue_seconds first_token_seconds token_seconds));
 ok($slow->{token_seconds} > 0.1 && $slow->{token_seconds} < 5, 'time per token')

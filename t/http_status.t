@@ -198,7 +198,7 @@ unlike($nginx->get('/metrics')->body, qr/tokens=\d|prompt=\d/, 'no prompt is sho
 $before = metrics();
 $n_before = $before->sum('llm_requests_total');
 $m = $before;
-ask('first=300 tokens=3 every=400')->body;
+ask('first=300 tokens=3 every=1000')->body;
 settle(1);
 
 sub more {
