@@ -51,6 +51,7 @@ ngx_http_llm_handler(ngx_http_request_t *r)
 {
     ngx_int_t                    rc;
     ngx_http_llm_ctx_t          *ctx;
+    ngx_http_llm_identity_t      who;
     const ngx_http_llm_route_t  *route;
 
     if (r != r->main) {
@@ -88,17 +89,18 @@ ngx_http_llm_handler(ngx_http_request_t *r)
     }
 
     if (!route->open) {
-        rc = ngx_http_llm_authenticate(r, &ctx->identity);
+        rc = ngx_http_llm_authenticate(r, &who);
 
         if (rc == NGX_DECLINED) {
-            return ngx_http_llm_send_error(ctx, ctx->identity.error);
+            return ngx_http_llm_send_error(ctx, who.error);
         }
 
         if (rc != NGX_OK) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
 
-        ctx->account.tenant = ctx->identity.tenant;
+        ctx->identity = who;
+        ctx->account.tenant = who.tenant;
     }
 
     if (route->kind && ngx_http_llm_set_weight(ctx) != NGX_OK) {

@@ -176,7 +176,7 @@ static void test_revoke_late(struct worker *w)
 }
 
 /* What was submitted before a REVOKE, in another session's ring that is long, is read before it. */
-static void test_revoke_in_order(struct worker *w, struct worker *other)
+static void test_revoke_in_order(pid_t pid, struct worker *w, struct worker *other)
 {
     struct llm_ipc_revoke revoke = {.key_id = "key of tenant d"};
     struct llm_ipc_credit credit = {.bytes = 1};
@@ -184,6 +184,7 @@ static void test_revoke_in_order(struct worker *w, struct worker *other)
     struct answer *a;
     struct submit s;
 
+    kill(pid, SIGSTOP); /* so that it finds all of it at once */
     for (int i = 0; i < 12000; i++) {
         worker_must(llm_ipc_send(&w->ipc, LLM_IPC_CREDIT, 9, 1, &part, 1) == LLM_IPC_DONE);
     }
@@ -191,6 +192,7 @@ static void test_revoke_in_order(struct worker *w, struct worker *other)
     memcpy(s.head.key_id, revoke.key_id, sizeof(s.head.key_id));
     a = worker_submit(w, 0, &s);
     worker_record(other, LLM_IPC_REVOKE, 0, 0, &revoke, sizeof(revoke));
+    kill(pid, SIGCONT);
     ok(worker_ends(w, a, LLM_IPC_REVOKED), "a REVOKE overtakes no SUBMIT");
 
     plain(&s, 5, 4000);
@@ -624,7 +626,7 @@ static void test_running(void)
     test_cancel_is_prompt(w);
     test_revoke(w, other);
     test_revoke_late(w);
-    test_revoke_in_order(w, other);
+    test_revoke_in_order(pid, w, other);
     test_queue(w);
     test_deadlines(w);
     worker_close(other);
