@@ -556,6 +556,18 @@ for ($nginx->error_log =~ /\[warn\].*process \d+ is gone and did not say what (\
 }
 is($held, 903, 'and told: three requests, 900 tokens');
 
+# those that are there are not taken for gone, least of all by themselves
+
+%key = (key => 'there');
+my @there = map { begin('tokens', 'prompt=100 tokens=2 end=60000', max_tokens => 200, stream => \1) }
+    1 .. 3;
+$_->response->event for @there;
+sleep 1.1;
+is(ask('tokens', 'prompt=100 tokens=1', max_tokens => 1)->status, 429, 'over it') for 1 .. 8;
+is(left('tokens'), 100, 'and nobody has given anything back');
+$_->close for @there;
+wait_left('tokens', 1000 - 3 * 102, 'until it was known');
+
 # an old one that nobody follows
 
 %key = (key => 'old');
