@@ -11,6 +11,9 @@
 #            where nothing is found would show as a difference of their means; chance alone makes
 #            one of more than three standard errors in one run of 370
 #
+#   revoking the time from the reload (HUP) that takes a key away to the end of the last of its
+#            streams, some of which are of a worker that is older than the last one
+#
 # Requests are pipelined on one connection, so that CPU time is theirs; it is taken from the kernel,
 # in nanoseconds.
 
@@ -147,5 +150,42 @@ my $error = sqrt($stat{unknown}[1]**2 + $stat{expired}[1]**2);
 printf "  %-44s%8.3f%8.3f\n", 'an unknown one, more than an expired one', $difference / 1000,
     $error / 1000;
 printf "  %-44s%8.1f\n", 'in standard errors', $difference / $error;
+
+# --- revoking ---
+
+my @revoked;
+my ($gone, $stays) = @{ $keys{good} }[ 0, 1 ];
+write_keys('few', 2, $gone, $stays);
+$nginx = $t->nginx(http => 'lingering_timeout 100ms;', server => $location{few});
+
+# From a worker that knows the key: the one before may still take a connection.
+sub stream {
+    while (1) {
+        my $c = $nginx->client(timeout => 60);
+
+        $c->request('POST', '/few/v1/completions', headers => $gone->bearer,
+            json => { prompt => 'tokens=6000 every=10', stream => \1 });
+        my $r = $c->response;
+        return $r if $r->status == 200 && $r->event;
+    }
+}
+
+for (1 .. 20) {
+    wait_until(10, sub { $nginx->get('/few/v1/models', headers => $gone->bearer)->status == 200 })
+        or die 'no engine';
+    my @streams = map { stream() } 1 .. 20;
+    $nginx->reload;
+    sleep 0.5;
+    push @streams, map { stream() } 1 .. 20;
+    write_keys('few', 1, $stays);
+    my $start = time;
+    $nginx->reload;
+    $_->api_error or die 'not ended' for @streams;
+    push @revoked, time - $start;
+    write_keys('few', 2, $gone, $stays);
+    $nginx->reload;
+}
+@revoked = sort { $a <=> $b } @revoked;
+printf "%-46s%8.3f%8.3f s\n", 'reload to the end of the last stream, p50, max', @revoked[ 10, -1 ];
 
 $t->finish;
