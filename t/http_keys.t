@@ -328,6 +328,8 @@ for my $name (sort keys %bad) {
 }
 is($h2->answer($h2->request('GET', '/v1/models', headers => $k{plain}->x_api_key))->{status}, 200,
     'HTTP/2: a good one');
+is($h2->answer($h2->request('GET', '/v1/models', headers => { authorization => 'Bearer '
+    . $k{plain}->text }))->{status}, 200, 'HTTP/2: in the other header');
 
 is(ask('GET', $_)->status, 404, "$_: nothing is there") for qw(/v1/ /v1/files /v1/health /health/x);
 is(ask('GET', '/v1/completions')->status, 405, 'nor by another method');
