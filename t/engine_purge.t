@@ -157,7 +157,7 @@ my %bad = (
     'refuse' => qr/hangs up|Connection reset|Broken pipe/,
     'cut=7' => qr/hangs up|Connection reset/,
     'rate=1' => qr/does not answer in 2000 ms/,
-    'error=LOADING_the_dataset' => qr/Redis refuses AUTH: LOADING the dataset/,
+    'error=LOADING_the_dataset' => qr/Redis refuses AUTH: LOADING$/m,
     'twice' => qr/no Redis/,
     'before=' . unpack('H*', "\$1099511627776\r\n") => qr/no Redis/,
     'before=' . unpack('H*', "*1000000000\r\n") => qr/no Redis/,
@@ -167,6 +167,14 @@ for my $how (sort keys %bad) {
     $relay->set($how);
     purged("a Redis that is bad: $how", 1, $bad{$how}, 'anna', @relay);
 }
+
+# one that does not know AUTH, as some proxies, and says what it was told; one that paints
+$relay->set('before=' . unpack('H*', "-ERR unknown command 'AUTH', with args beginning with:"
+    . " 'llm-engine' 'change-me'\r\n"));
+unlike(purged('a Redis without AUTH', 1, qr/Redis refuses AUTH: ERR$/m, 'anna', @relay),
+    qr/change-me/, 'the password is not repeated');
+$relay->set('before=' . unpack('H*', "+OK\r\n-ERR no \e[31mred\r\n"));
+purged('errors that are no text', 1, qr/Redis refuses SET: ERR no $/m, 'anna', @relay);
 
 # one that would have us delete what is not the tenant's
 my $name = 'llm1:' . 'o' x 99; # as long as one of a page

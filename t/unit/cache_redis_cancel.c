@@ -1,5 +1,5 @@
 /* Loads that are cancelled, and tenants forgotten, while their commands are on their way: no answer
- * ever comes to the wrong one. */
+ * ever comes to the wrong one, and no page is taken for one of another epoch. */
 
 #include "t/unit/redis_hostile.h"
 #include "t/unit/redis_tier.h"
@@ -133,6 +133,76 @@ static void cancels(struct tier *t, const char *how)
            "no answer was out of place");
 }
 
+static void begin(struct tier *t, const struct llm_redis_options *options)
+{
+    tier_open(t, options);
+    need(tier_up(t), "the tier does not connect");
+    for (size_t i = 0; i < 2; i++) {
+        tier_save_all(t, kinds[i].tenant, N_PAGES);
+    }
+}
+
+static uint64_t epoch_of(struct server *s, const char *name)
+{
+    redisReply *reply = server_do(s, "GET %s", name);
+    uint64_t epoch = reply->type == REDIS_REPLY_STRING ? strtoull(reply->str, NULL, 10) : 0;
+
+    freeReplyObject(reply);
+    return epoch;
+}
+
+/* A load that is asked for again, as its connection goes with another one's, while its tenant is
+ * purged: the pages that have come are of the epoch that was. */
+static void hears_of_both_epochs(struct server *s, struct hostile *h, struct tier *t)
+{
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S, was, is, stale, told[2];
+    struct turn turn = {.n_wanted = 0};
+    uint32_t n_told = 0;
+    uint8_t owner[32];
+    struct llm_redis_epoch heard;
+    char name[LLM_REDIS_NAME_MAX];
+    redisReply *all;
+
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    tier_save_all(t, kinds[1].tenant, 1); /* learns that there is no epoch any more */
+    tier_save_all(t, kinds[1].tenant, N_PAGES);
+    while (llm_redis_heard(t->redis, &heard)) {
+    }
+    all = server_do(s, "KEYS llm1:{*}:epoch");
+    need(all->elements == 1, "not one epoch");
+    snprintf(name, sizeof(name), "%s", all->element[0]->str);
+    freeReplyObject(all);
+    was = epoch_of(s, name);
+    tier_save_all(t, kinds[0].tenant, 1);
+    tier_save_all(t, kinds[0].tenant, N_PAGES);
+    stale = tier_missed(t, LLM_REDIS_STALE);
+
+    hostile_set(h, (struct hostile_act){.mode = HOSTILE_RATE, .ms = 2});
+    turn.wanted = tier_ask(t, kinds[1].tenant, 0, N_PAGES);
+    turn.cancelled = tier_ask(t, kinds[0].tenant, 0, N_PAGES);
+    while (turn.n_wanted == 0 && llm_now_ns() < end) {
+        need(take(t, &turn), "what comes is wrong");
+    }
+    is = (uint64_t) server_count(s, "INCRBY %s 1", name);
+    tier_save_all(t, kinds[1].tenant, 1); /* the tier knows of it then */
+    turn.is_cancelled = true;
+    llm_redis_cancel(t->redis, turn.cancelled);
+    while (!turn.wanted_ended && llm_now_ns() < end) {
+        need(take(t, &turn), "what comes is wrong");
+    }
+    ok(turn.n_wanted > 0 && turn.n_wanted < N_PAGES, "of %d pages %u came before a purge", N_PAGES,
+       turn.n_wanted);
+    is_int(tier_missed(t, LLM_REDIS_STALE) - stale, N_PAGES - turn.n_wanted, "and none after it");
+    tier_owner(kinds[1].tenant, owner);
+    while (n_told < 2 && llm_redis_heard(t->redis, &heard)) {
+        if (memcmp(heard.owner, owner, sizeof(owner)) == 0) {
+            told[n_told++] = heard.epoch;
+        }
+    }
+    ok(n_told == 2 && told[0] == was && told[1] == is, "their epoch is told, then the other one");
+    hostile_set(h, (struct hostile_act){.mode = HOSTILE_RELAY});
+}
+
 int main(void)
 {
     struct tier t = {.layout = make_layout(LLM_LATENT_BF16, 256, 32, 0)};
@@ -145,18 +215,14 @@ int main(void)
     hostile_start(&h, &s);
     options = tier_options(&t, h.url);
     options.deadline_ms = 5000;
-    tier_open(&t, &options);
-    need(tier_up(&t), "the tier does not connect");
-    for (size_t i = 0; i < 2; i++) {
-        tier_save_all(&t, kinds[i].tenant, N_PAGES);
-    }
+    begin(&t, &options);
     cancels(&t, "through a relay");
+    hears_of_both_epochs(&s, &h, &t);
     llm_redis_close(t.redis);
     hostile_stop(&h);
 
     options.url = s.url;
-    tier_open(&t, &options);
-    need(tier_up(&t), "the tier does not connect");
+    begin(&t, &options);
     cancels(&t, "straight");
     llm_redis_close(t.redis);
     server_stop(&s);

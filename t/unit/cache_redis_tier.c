@@ -1,7 +1,7 @@
 /* The Redis tier against a real redis-server, as it should be: what is saved is found, by whoever
  * has the same secret, and by nobody else. */
 
-#include "t/unit/redis_server.h"
+#include "t/unit/redis_hostile.h"
 #include "t/unit/redis_tier.h"
 
 #include <pthread.h>
@@ -320,6 +320,39 @@ static void gives_back_what_it_did_not_write(struct server *s, struct tier *t)
     is_int(server_count(s, "INCRBY %s 0", name), 0, "nor charged");
 }
 
+/* What is taken back where Redis has lost the number in between: that is forgotten, too. */
+static void keeps_no_number_for_ever(struct server *s, const struct tier *t)
+{
+    uint64_t end = llm_now_ns() + 10 * LLM_NS_PER_S;
+    struct tier a = {.layout = t->layout, .max_pages = 1};
+    char name[LLM_REDIS_NAME_MAX];
+    struct hostile h;
+    struct llm_redis_options options;
+
+    hostile_start(&h, s);
+    options = tier_options(&a, h.url);
+    tier_open(&a, &options);
+    need(tier_up(&a), "no tier");
+    freeReplyObject(server_do(s, "FLUSHALL"));
+    tier_save_all(&a, 7, 1);
+    only_name(s, "llm1:{*}:bytes:*", name);
+    hostile_set(&h, (struct hostile_act){.mode = HOSTILE_DELAY, .ms = 100});
+    need(tier_save(&a, 7, 1), "no buffer");
+    while (server_count(s, "INCRBY %s 0", name) < (long long) llm_redis_value_bytes(&a.layout) * 2
+           && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    freeReplyObject(server_do(s, "DEL %s", name));
+    while (server_count(s, "EXISTS %s", name) == 0 && llm_now_ns() < end) {
+        usleep(1000);
+    }
+    usleep(20000);
+    is_int(llm_redis_counts(a.redis).over_quota, 1, "what was not written is taken back");
+    ok(server_count(s, "TTL %s", name) > 3600, "from a number that expires");
+    llm_redis_close(a.redis);
+    hostile_stop(&h);
+}
+
 static void keeps_quotas(struct server *s, struct tier *t)
 {
     struct tier a = {.layout = t->layout}, b = {.layout = t->layout};
@@ -366,6 +399,7 @@ static void keeps_quotas(struct server *s, struct tier *t)
     gives_back_what_it_did_not_write(s, &a);
     llm_redis_close(a.redis);
     llm_redis_close(b.redis);
+    keeps_no_number_for_ever(s, t);
 }
 
 /* A tenant's own limit, with and without one that all have. */

@@ -6,6 +6,7 @@
 #include <openssl/hmac.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define N_HASH 32 /* bytes of a SHA-256 */
 
@@ -89,6 +90,18 @@ int llm_redis_page_name(const struct llm_redis_tenant_keys *t, uint64_t epoch,
 void llm_redis_epoch_name(const struct llm_redis_tenant_keys *t, char name[LLM_REDIS_NAME_MAX])
 {
     snprintf(name, LLM_REDIS_NAME_MAX, "llm1:{%s}:epoch", t->tag);
+}
+
+bool llm_redis_draw_epoch(char text[LLM_REDIS_EPOCH_MAX])
+{
+    const uint64_t most = (UINT64_C(1) << 62) - 1;
+    uint64_t random;
+
+    if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
+        return false;
+    }
+    snprintf(text, LLM_REDIS_EPOCH_MAX, "%" PRIu64, random % most + 1);
+    return true;
 }
 
 void llm_redis_quota_name(const struct llm_redis_tenant_keys *t, uint64_t window,

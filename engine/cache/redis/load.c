@@ -221,6 +221,7 @@ static enum llm_redis_miss epoch_answered(struct llm_redis_loader *l, struct llm
     }
 
     run->epoch = run->epoch_heard = epoch;
+    run->epoch_first = run->epoch_first != 0 ? run->epoch_first : epoch;
     if (tenant != NULL) {
         tenant->epoch = epoch;
         tenant->then = run->then;
@@ -309,7 +310,7 @@ static void ask(struct llm_redis_loader *l, struct llm_redis_run *run, uint32_t 
 }
 
 /* The epoch comes first, on the same connection; as long as it is what it was, pages can be named
- * before it is there. */
+ * before it is there. What has come on an earlier connection was named by the run's own. */
 static void ask_epoch(struct llm_redis_loader *l, struct llm_redis_run *run)
 {
     struct llm_redis_tenant *tenant = llm_redis_tenant(&l->common->tenants, run->owner);
@@ -320,7 +321,7 @@ static void ask_epoch(struct llm_redis_loader *l, struct llm_redis_run *run)
         return;
     }
     run->keys = tenant->keys;
-    run->epoch = tenant->epoch;
+    run->epoch = run->epoch_first != 0 ? run->epoch_first : tenant->epoch;
     llm_redis_epoch_name(&run->keys, name);
     ask(l, run, KIND_EPOCH, 0, 32, name);
     run->epoch_asked = true;

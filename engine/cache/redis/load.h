@@ -23,7 +23,8 @@ struct llm_redis_run {
     struct llm_redis_tenant_keys keys;
     uint64_t epoch;       /* that its pages are named by; 0: not known yet */
     bool epoch_asked;     /* on this connection */
-    uint64_t epoch_heard; /* what it is; 0: not known */
+    uint64_t epoch_first; /* what it was, and its pages are of; 0: not known */
+    uint64_t epoch_heard; /* what it is, as was heard last; likewise */
     uint32_t n_out;       /* answers that are still to come */
     uint32_t n_asked;     /* pages asked for */
     uint32_t n_answered;

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 
 #define LOOKS 10            /* at all keys, at most */
@@ -95,6 +94,19 @@ static int receive(const struct llm_redis_purge *p, uint64_t until, struct llm_e
     return LLM_OK;
 }
 
+/* Says why, as far as it can be printed. Redis repeats the words of a command that it does not
+ * know: of what it says to AUTH only the first one is told. */
+static int refuse(const char *command, const redisReply *reply, struct llm_error *err)
+{
+    char first = strcmp(command, "AUTH") == 0 ? '!' : ' '; /* of what is printed on */
+    size_t n = 0;
+
+    while (n < reply->len && reply->str[n] >= first && reply->str[n] <= '~') {
+        n++;
+    }
+    return llm_fail(err, LLM_EIO, "Redis refuses %s: %.*s", command, (int) n, reply->str);
+}
+
 /* The reply, which the caller frees, is of that type. */
 static int ask(const struct llm_redis_purge *p, const char *const *words, int n_words, int type,
                redisReply **out, struct llm_error *err)
@@ -123,7 +135,7 @@ static int ask(const struct llm_redis_purge *p, const char *const *words, int n_
         return llm_fail(err, LLM_EIO, "what answers is no Redis");
     }
     if (reply->type == REDIS_REPLY_ERROR) {
-        rc = llm_fail(err, LLM_EIO, "Redis refuses %s: %s", words[0], reply->str);
+        rc = refuse(words[0], reply, err);
     } else if (reply->type != type) {
         rc = llm_fail(err, LLM_EIO, "what answers %s is no Redis", words[0]);
     }
@@ -232,15 +244,13 @@ void llm_redis_purge_close(struct llm_redis_purge *p)
 /* Whatever stands there, be it a number of the past or none at all. */
 int llm_redis_purge_epoch(struct llm_redis_purge *p, struct llm_error *err)
 {
-    char name[LLM_REDIS_NAME_MAX], value[24];
-    const char *set[] = {"SET", name, value};
-    uint64_t epoch;
+    char name[LLM_REDIS_NAME_MAX], epoch[LLM_REDIS_EPOCH_MAX];
+    const char *set[] = {"SET", name, epoch};
 
-    if (getrandom(&epoch, sizeof(epoch), 0) != sizeof(epoch)) {
+    if (!llm_redis_draw_epoch(epoch)) {
         return llm_fail(err, LLM_EIO, "no random numbers to be had");
     }
     llm_redis_epoch_name(&p->keys, name);
-    snprintf(value, sizeof(value), "%" PRIu64, (epoch >> 2) | 1);
     return tell(p, set, 3, err);
 }
 

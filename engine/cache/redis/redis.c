@@ -397,7 +397,10 @@ static void let_go(struct llm_redis *r, struct llm_redis_run *run)
     }
     r->runs[i] = r->runs[--r->n_runs];
     r->n_pages -= run->n;
-    hear(r, run->owner, run->epoch_heard);
+    hear(r, run->owner, run->epoch_first);
+    if (run->epoch_heard != run->epoch_first) {
+        hear(r, run->owner, run->epoch_heard);
+    }
     llm_redis_run_free(run);
 }
 

@@ -7,12 +7,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 
-#define WINDOW 8                          /* pages under way at most: some 10 commands each */
-#define LIMIT_NS (5 * LLM_NS_PER_S)       /* of an answer */
-#define FIRST_EPOCHS (UINT64_C(1) << 62)  /* drawn below: a purge adds to them */
+#define WINDOW 8                    /* pages under way at most: some 10 commands each */
+#define LIMIT_NS (5 * LLM_NS_PER_S) /* of an answer */
 
 enum { KIND_EPOCH, KIND_PRESENCE, KIND_WRITTEN, KIND_WRITTEN_BEFORE, KIND_SET, KIND_UNHEEDED };
 
@@ -169,15 +167,13 @@ static void ask_epoch(struct llm_redis_saver *s, struct llm_redis_out *out)
 /* Another engine may do so at the same time: one of the two numbers stays. */
 static bool make_epoch(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
-    char name[LLM_REDIS_NAME_MAX], number_text[24];
-    uint64_t epoch;
+    char name[LLM_REDIS_NAME_MAX], epoch[LLM_REDIS_EPOCH_MAX];
 
-    if (getrandom(&epoch, sizeof(epoch), 0) != sizeof(epoch)) {
+    if (!llm_redis_draw_epoch(epoch)) {
         return false;
     }
-    snprintf(number_text, sizeof(number_text), "%" PRIu64, epoch % (FIRST_EPOCHS - 1) + 1);
     llm_redis_epoch_name(&out->keys, name);
-    ask(s, out, KIND_UNHEEDED, (const char *[]){"SET", name, number_text, "NX"}, 4);
+    ask(s, out, KIND_UNHEEDED, (const char *[]){"SET", name, epoch, "NX"}, 4);
     ask_epoch(s, out);
     out->epoch_made = true;
     return true;
@@ -208,31 +204,36 @@ static uint64_t most_bytes(const struct llm_redis_saver *s, const struct llm_red
     return own != 0 && (most == 0 || own < most) ? own : most;
 }
 
-/* Adds to what the tenant has written in this window; asks what it had in the one before. */
+/* Adds a value's bytes to what the tenant has written in the page's window, or with "-" takes them
+ * away. Redis may have lost the number in between: it is to expire in any case. */
+static void charge(struct llm_redis_saver *s, struct llm_redis_out *out, uint32_t kind,
+                   const char *sign)
+{
+    char name[LLM_REDIS_NAME_MAX], bytes[24], keep[24];
+
+    llm_redis_quota_name(&out->keys, out->window, name);
+    snprintf(bytes, sizeof(bytes), "%s%zu", sign, s->common->value_bytes);
+    snprintf(keep, sizeof(keep), "%" PRIu64, (uint64_t) 2 * s->common->options.ttl);
+    ask(s, out, kind, (const char *[]){"INCRBY", name, bytes}, 3);
+    ask(s, out, KIND_UNHEEDED, (const char *[]){"EXPIRE", name, keep}, 3);
+}
+
+/* Charges for the page; asks what the tenant has written in the window before. */
 static void ask_quota(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
-    uint64_t ttl = s->common->options.ttl;
-    char name[LLM_REDIS_NAME_MAX], before[LLM_REDIS_NAME_MAX], bytes[24], keep[24];
+    char before[LLM_REDIS_NAME_MAX];
 
-    out->window = (uint64_t) time(NULL) / ttl;
-    llm_redis_quota_name(&out->keys, out->window, name);
+    out->window = (uint64_t) time(NULL) / s->common->options.ttl;
+    charge(s, out, KIND_WRITTEN, "");
     llm_redis_quota_name(&out->keys, out->window - 1, before);
-    snprintf(bytes, sizeof(bytes), "%zu", s->common->value_bytes);
-    snprintf(keep, sizeof(keep), "%" PRIu64, 2 * ttl);
-    ask(s, out, KIND_WRITTEN, (const char *[]){"INCRBY", name, bytes}, 3);
-    ask(s, out, KIND_UNHEEDED, (const char *[]){"EXPIRE", name, keep}, 3);
     ask(s, out, KIND_WRITTEN_BEFORE, (const char *[]){"GET", before}, 2);
     out->state = LLM_OUT_QUOTA;
 }
 
 static void take_back_charge(struct llm_redis_saver *s, struct llm_redis_out *out)
 {
-    char name[LLM_REDIS_NAME_MAX], bytes[24];
-
     if (out->charged) {
-        llm_redis_quota_name(&out->keys, out->window, name);
-        snprintf(bytes, sizeof(bytes), "-%zu", s->common->value_bytes);
-        ask(s, out, KIND_UNHEEDED, (const char *[]){"INCRBY", name, bytes}, 3);
+        charge(s, out, KIND_UNHEEDED, "-");
     }
 }
 
@@ -550,6 +551,9 @@ void llm_redis_saver_free(struct llm_redis_saver *s)
     }
     llm_redis_link_free(&s->link);
     llm_memory_unmap(s->memory, s->n_buffers * s->common->page_bytes);
+    if (s->out != NULL) {
+        explicit_bzero(s->out, s->n_buffers * sizeof(*s->out)); /* keys */
+    }
     free(s->out);
     free(s->value);
 }
