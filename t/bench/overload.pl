@@ -5,9 +5,9 @@
 #
 # The demo model behind nginx, on one thread, so that the client and nginx have a processor of their
 # own, with latent memory for twelve requests and a queue of four: what an engine takes at once is
-# what those who are admitted wait for. Its rate is what it answers while a fixed number of clients ask again and again. Then requests
-# come by chance (Poisson) at that rate, at twice and at ten times it, whatever becomes of those
-# before them.
+# what those who are admitted wait for. Its rate is what it answers while a fixed number of clients
+# ask again and again. Then requests come by chance (Poisson) at that rate, at twice and at ten times
+# it, whatever becomes of those before them.
 
 use strict;
 use warnings;
