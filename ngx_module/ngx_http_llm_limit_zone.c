@@ -139,26 +139,28 @@ ngx_http_llm_limit_begin(ngx_http_llm_limit_zone_t *zone,
 {
     ngx_http_llm_limit_hold_t  *hold;
 
-    if (ngx_http_llm_limit_join(zone) != NGX_OK) {
-        return NULL;
-    }
-
     /* out of the queue, so that it is not what makes room */
 
-    if (node == NULL) {
-        node = ngx_http_llm_limit_add(zone, hash, key);
-        if (node == NULL) {
-            return NULL;
-        }
-
-    } else if (node->holds == 0) {
+    if (node && node->holds == 0) {
         ngx_queue_remove(&node->queue);
     }
 
-    hold = ngx_http_llm_limit_alloc(zone, sizeof(ngx_http_llm_limit_hold_t));
+    hold = NULL;
+
+    if (ngx_http_llm_limit_join(zone) == NGX_OK) {
+
+        if (node == NULL) {
+            node = ngx_http_llm_limit_add(zone, hash, key);
+        }
+
+        if (node) {
+            hold = ngx_http_llm_limit_alloc(zone,
+                                            sizeof(ngx_http_llm_limit_hold_t));
+        }
+    }
 
     if (hold == NULL) {
-        if (node->holds == 0) {
+        if (node && node->holds == 0) {
             ngx_queue_insert_head(&zone->sh->queue, &node->queue);
         }
 

@@ -500,6 +500,24 @@ ok(wait_until(5, sub { $engine->counters->{requests} == 0 }), 'all leave');
 %key = (key => 'after them');
 is(ask('small', 'prompt=10 tokens=1', max_tokens => 1)->status, 200, 'and there is room again');
 
+# nor does he make room for a worker that comes, whose first request is his
+
+for my $n (1 .. 200) {
+    %key = (key => "next $n");
+    ask('small', 'prompt=10 tokens=1', max_tokens => 1);
+}
+$c = begin('small', 'prompt=10 tokens=1 end=60000', max_tokens => 1, stream => \1);
+$c->response->event;
+$nginx->reload;
+reconnected();
+my ($oldest) = grep { $key{key} = "next $_"; left('tokens', 'small') < 100 } 1 .. 200;
+cmp_ok($oldest, '>', 1, 'a full zone');
+$key{key} = "next $oldest";
+ask('small', 'prompt=10 tokens=1', max_tokens => 1);
+is(left('tokens', 'small'), 100 - 2 * 11, 'what the oldest entry has used before counts');
+$c->close;
+wait_until(5, sub { $engine->counters->{requests} == 0 });
+
 # --- workers come and go ---
 
 %key = (key => 'reload');
