@@ -307,6 +307,18 @@ settle($limited[1], 7);
 cmp_ok(scalar(() = $redis->pages), '>', scalar @karl, 'another tenant has his own');
 $_->{engine}->stop for @limited;
 
+# --- a Redis that may be read and not written ---
+
+$redis->command(qw(ACL SETUSER llm-engine -set));
+my $denied = qr/warn.*redis: no pages are saved for now: it answers NOPERM$/m;
+ok(wait_until(20, sub { ask($one, 'pia', [ ids(200) ]); $one->{engine}->log_text =~ $denied }),
+    'that nothing is saved is said, and why');
+$redis->command(qw(ACL SETUSER llm-engine +set));
+ok(wait_until(30, sub {
+    ask($one, 'pia', [ ids(200) ]);
+    $one->{engine}->log_text =~ /redis: pages are saved again$/m;
+}), 'and when it is over');
+
 # --- purging ---
 
 sub purge {

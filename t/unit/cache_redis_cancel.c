@@ -185,6 +185,8 @@ static void hears_of_both_epochs(struct server *s, struct hostile *h, struct tie
     }
     is = (uint64_t) server_count(s, "INCRBY %s 1", name);
     tier_save_all(t, kinds[1].tenant, 1); /* the tier knows of it then */
+    while (llm_redis_heard(t->redis, &heard)) {
+    }
     turn.is_cancelled = true;
     llm_redis_cancel(t->redis, turn.cancelled);
     while (!turn.wanted_ended && llm_now_ns() < end) {

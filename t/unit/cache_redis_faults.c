@@ -113,6 +113,7 @@ static void only_reads(struct server *s, struct tier *t, const char *how)
     after = llm_redis_counts(t->redis);
     is_int(n, 4, "%s: pages are found all the same", how);
     is_int(after.unsaved - before.unsaved, 4, "none is saved");
+    ok(after.drops > before.drops, "who refuses to, also an epoch, is left alone");
     is_int(after.breaker, LLM_REDIS_CLOSED, "loading has a breaker of its own");
     freeReplyObject(server_do(s, "CONFIG SET maxmemory 1gb"));
     freeReplyObject(server_do(s, "REPLICAOF NO ONE"));

@@ -16,14 +16,18 @@
 #define SAVE_BYTES (UINT64_C(64) << 20)
 #define MAX_VALUE_BYTES (UINT64_C(512) << 20) /* Redis's own limit */
 #define MAX_PAGES 8192                        /* asked for and not arrived, of all loads */
-#define LOG_EVERY_NS (10 * LLM_NS_PER_S)      /* that Redis is gone, or back */
+#define LOG_EVERY_NS (10 * LLM_NS_PER_S)      /* that a connection is gone, or back */
 #define MAX_SLEEP_NS (3600 * LLM_NS_PER_S)
 #define MAX_HEARD 256 /* epochs to be told; what is beyond is heard of again */
 #define MAX_SPOILT 256 /* pages to be deleted; a power of two */
 
 enum { NOTE_LOAD, NOTE_GIVE_BACK, NOTE_SAVE, NOTE_DELETE, NOTE_QUIT };
 
-enum told { TOLD_NOTHING, TOLD_UP, TOLD_GONE };
+/* What the log has been told of a connection. */
+struct told {
+    enum { TOLD_NOTHING, TOLD_UP, TOLD_GONE } what;
+    uint64_t ns; /* when; 0: never */
+};
 
 struct llm_redis {
     struct llm_redis_common common;
@@ -36,8 +40,7 @@ struct llm_redis {
     struct llm_redis_loader loader;
     struct llm_redis_saver saver;
     bool quit;
-    enum told told; /* to the log */
-    uint64_t told_ns;
+    struct told told_load, told_save;
 
     /* the model thread's */
     struct llm_redis_run *runs[LLM_REDIS_RUNS];
@@ -84,27 +87,38 @@ static void take_notes(struct llm_redis *r)
     }
 }
 
-static void tell_log(struct llm_redis *r, uint64_t now)
+static void tell_log(struct told *t, const struct llm_redis_link *link, const char *up,
+                     const char *gone, uint64_t now)
 {
-    const struct llm_redis_link *link = &r->loader.link;
-    enum told told = r->told;
+    bool closed = llm_breaker_state(&link->breaker) == LLM_REDIS_CLOSED;
+    struct told told = {.what = t->what, .ns = now};
 
-    if (llm_breaker_state(&link->breaker) != LLM_REDIS_CLOSED) {
-        told = TOLD_GONE;
+    if (!closed) {
+        told.what = TOLD_GONE;
     } else if (link->state == LLM_LINK_UP) {
-        told = TOLD_UP;
+        told.what = TOLD_UP;
     }
-    if (told == r->told || (r->told_ns != 0 && now - r->told_ns < LOG_EVERY_NS)) {
+    if (told.what == t->what || (t->ns != 0 && now - t->ns < LOG_EVERY_NS)) {
         return;
     }
 
-    if (told == TOLD_UP) {
-        llm_log(LLM_LOG_NOTICE, "redis: connected");
+    if (closed) {
+        llm_log(LLM_LOG_NOTICE, "redis: %s", up);
     } else {
-        llm_log(LLM_LOG_WARN, "redis: left alone for now: %s", link->why);
+        llm_log(LLM_LOG_WARN, "redis: %s: %s", gone, link->why);
     }
-    r->told = told;
-    r->told_ns = now;
+    *t = told;
+}
+
+/* Of saving only what is not the same of loading. */
+static void tell_logs(struct llm_redis *r, uint64_t now)
+{
+    const struct llm_redis_link *load = &r->loader.link, *save = &r->saver.link;
+
+    tell_log(&r->told_load, load, "connected", "left alone for now", now);
+    if (llm_breaker_state(&load->breaker) == LLM_REDIS_CLOSED) {
+        tell_log(&r->told_save, save, "pages are saved again", "no pages are saved for now", now);
+    }
 }
 
 static void tell(struct llm_redis *r)
@@ -150,7 +164,7 @@ static void *thread_main(void *arg)
         llm_redis_loader_turn(&r->loader, fds[1].revents, now);
         llm_redis_saver_turn(&r->saver, fds[2].revents, now);
         tell(r);
-        tell_log(r, now);
+        tell_logs(r, now);
 
         fds[1] = llm_redis_link_poll(&r->loader.link);
         fds[2] = llm_redis_link_poll(&r->saver.link);
@@ -244,6 +258,7 @@ int llm_redis_open(const struct llm_redis_options *options, struct llm_redis **o
         return llm_fail(err, LLM_ENOMEM, "out of memory");
     }
     r->event = -1;
+    r->told_save.what = TOLD_UP; /* that goes without saying */
     llm_redis_forgets_init(&r->common.forgets);
     rc = init_common(&r->common, options, err);
     if (rc != LLM_OK) {

@@ -12,7 +12,15 @@
 #define WINDOW 8                    /* pages under way at most: some 10 commands each */
 #define LIMIT_NS (5 * LLM_NS_PER_S) /* of an answer */
 
-enum { KIND_EPOCH, KIND_PRESENCE, KIND_WRITTEN, KIND_WRITTEN_BEFORE, KIND_SET, KIND_UNHEEDED };
+enum {
+    KIND_EPOCH,
+    KIND_NEW_EPOCH,
+    KIND_PRESENCE,
+    KIND_WRITTEN,
+    KIND_WRITTEN_BEFORE,
+    KIND_SET,
+    KIND_UNHEEDED,
+};
 
 /* --- the end of a page --- */
 
@@ -134,6 +142,8 @@ static enum llm_redis_miss answered(void *ctx, const struct llm_redis_asked *ask
     switch (asked->kind) {
     case KIND_EPOCH:
         return number(a, &out->answers.epoch);
+    case KIND_NEW_EPOCH:
+        return LLM_LINK_FINE; /* what it is now is asked for behind it */
     case KIND_PRESENCE:
         return presence(out, a);
     case KIND_WRITTEN:
@@ -173,7 +183,7 @@ static bool make_epoch(struct llm_redis_saver *s, struct llm_redis_out *out)
         return false;
     }
     llm_redis_epoch_name(&out->keys, name);
-    ask(s, out, KIND_UNHEEDED, (const char *[]){"SET", name, epoch, "NX"}, 4);
+    ask(s, out, KIND_NEW_EPOCH, (const char *[]){"SET", name, epoch, "NX"}, 4);
     ask_epoch(s, out);
     out->epoch_made = true;
     return true;
