@@ -197,6 +197,10 @@ ngx_http_llm_engine_submit(ngx_http_llm_engine_t *engine,
     ctx->held = ngx_http_llm_limit_holds(ctx);
     ctx->admitted = 0;
 
+    /* it may have waited before, for room or for another engine */
+
+    head->flags &= ~LLM_IPC_AWAIT_RELEASE;
+
     if (ctx->held) {
         ctx->fits = (head->flags & LLM_IPC_FIT_CONTEXT) != 0;
         head->flags |= LLM_IPC_AWAIT_RELEASE;

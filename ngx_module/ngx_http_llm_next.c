@@ -39,8 +39,6 @@ ngx_http_llm_may_pass_on(ngx_http_llm_ctx_t *ctx)
 void
 ngx_http_llm_pass_on(ngx_http_llm_ctx_t *ctx)
 {
-    struct llm_ipc_submit  *head;
-
     ctx->done = 0;
     ctx->unread = 0;
     ctx->held = 0;
@@ -50,9 +48,6 @@ ngx_http_llm_pass_on(ngx_http_llm_ctx_t *ctx)
 
     ngx_memzero(&ctx->error, sizeof(ngx_http_llm_error_t));
     ngx_memzero(&ctx->finished, sizeof(struct llm_ipc_finished));
-
-    head = (struct llm_ipc_submit *) ctx->params.payload;
-    head->flags &= ~LLM_IPC_AWAIT_RELEASE;
 
     ngx_http_llm_submit(ctx);
 }

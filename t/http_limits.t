@@ -48,7 +48,9 @@ my $server = <<'EOT';
         llm_limit zone=requests burst=2 nodelay dry_run;
         llm_limit zone=tokens burst=100 nodelay dry_run;
     }
-    location /slow/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=second burst=20; }
+    location /slow/v1/ {
+        llm_pass unix:%%SOCK%%; llm_limit zone=second burst=20; client_max_body_size 4m;
+    }
     location /smooth/v1/ {
         llm_pass unix:%%SOCK%%; llm_limit zone=fast; llm_queue_timeout 2s; llm_keepalive_interval 100ms;
     }
@@ -182,6 +184,15 @@ like($nginx->error_log, qr/\[notice\].* delaying request by \d+ ms by zone "seco
 $begin = time;
 $_->close for map { begin('slow', 'tokens=1') } 1 .. 10;
 ok(wait_until(5, sub { $engine->counters->{requests} == 0 }), 'who leaves is not delayed');
+
+# whose time has come while it waited for room in the session waits for nobody any more
+
+%key = (key => 'room');
+$engine->set('consume=off');
+@all = map { begin('slow', 'x' x 3_900_000, max_tokens => 1) } 1 .. 5; # two fit
+sleep 0.5;
+$engine->set('consume=on');
+is_deeply([ map { $_->response->status } @all ], [ (200) x 5 ], 'delayed, and then there was no room');
 
 # --- tokens ---
 
@@ -509,7 +520,7 @@ for my $n (1 .. 200) {
 $c = begin('small', 'prompt=10 tokens=1 end=60000', max_tokens => 1, stream => \1);
 $c->response->event;
 $nginx->reload;
-reconnected();
+ok(wait_until(10, sub { $engine->counters->{sessions} == 3 }), 'two new workers, and an old one');
 my ($oldest) = grep { $key{key} = "next $_"; left('tokens', 'small') < 100 } 1 .. 200;
 cmp_ok($oldest, '>', 1, 'a full zone');
 $key{key} = "next $oldest";
