@@ -21,6 +21,9 @@
 /* between two looks of a timer that has nothing to wait for */
 #define NGX_HTTP_LLM_MAX_TICK  60000
 
+/* the same in an old worker, whom nobody tells that a key is revoked */
+#define NGX_HTTP_LLM_OLD_TICK  500
+
 
 static ngx_int_t ngx_http_llm_watch_connection(ngx_http_request_t *r,
     ngx_uint_t ignore_abort);
@@ -465,6 +468,9 @@ ngx_http_llm_arm(ngx_http_llm_ctx_t *ctx)
             == NGX_DECLINED)
         {
             next = 0;
+
+        } else if (ngx_exiting && ctx->identity.key) {
+            next = ngx_min(next, NGX_HTTP_LLM_OLD_TICK);
         }
 
         if (ctx->account.first_token == 0) {

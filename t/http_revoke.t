@@ -245,6 +245,15 @@ $running = stream($now);
 keys_are(one => $k{b});
 reload(pass => 'llm_pass unix:%%DIR%%/none.sock; llm_keys %%DIR%%/one.keys;', server => '');
 ended('whose engine is not known any more', $running);
+keys_are(one => $now);
+reload(%conf);
+sleep 0.3;
+$running = stream($now);
+reload();
+sleep 0.3;
+keys_are(one => $k{b});
+reload(pass => 'llm_pass unix:%%DIR%%/none.sock; llm_keys %%DIR%%/one.keys;', server => '');
+ended('not even by an older worker', $running);
 
 # --- more than there is room for ---
 
