@@ -240,6 +240,12 @@ ngx_http_llm_engine_drop(ngx_http_llm_engine_t *engine, ngx_err_t err,
 
     backoff = ngx_min(NGX_HTTP_LLM_MIN_BACKOFF << ngx_min(engine->failures, 8),
                       NGX_HTTP_LLM_MAX_BACKOFF);
+
+    if (err == NGX_ENOENT || err == NGX_ECONNREFUSED) {
+        /* it is restarted: to look for its socket costs next to nothing */
+        backoff = NGX_HTTP_LLM_MIN_BACKOFF;
+    }
+
     backoff = backoff / 2 + ngx_random() % backoff;
 
     engine->failures++;

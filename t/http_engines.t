@@ -210,6 +210,22 @@ $a->set('state=ready');
 $a->script('');
 ok(wait_until(5, sub { chat(undef, 'tokens=1', at => '/one')->status == 200 }), 'it is back');
 
+# an engine that is restarted is found soon, however long it was away
+
+my $slow = 0;
+for (1 .. 3) {
+    $a->stop;
+    for (1 .. 25) {
+        chat(undef, 'x', at => '/one')->body;
+        sleep 0.06;
+    }
+    $a->start;
+    my $start = time;
+    wait_until(5, sub { chat(undef, 'tokens=1', at => '/one')->status == 200 });
+    $slow += time - $start;
+}
+ok($slow < 0.9, 'it is found soon') or diag($slow);
+
 # limits: only what was made is charged
 
 sub left {
