@@ -17,7 +17,6 @@
 #include <poll.h>
 
 #define LLM_LINK_ASKED 256 /* commands outstanding at most */
-#define LLM_LINK_WORDS 8   /* of a command */
 
 /* From the connection's beginning to its first answer. */
 #define LLM_LINK_GREETING_NS 1000000000ull

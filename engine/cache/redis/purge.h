@@ -16,8 +16,8 @@ int llm_redis_purge_open(const char *url, const uint8_t master[32], const uint8_
                          struct llm_error *err);
 void llm_redis_purge_close(struct llm_redis_purge *p); /* NULL is fine */
 
-/* Gives the tenant another epoch, where none has been: from here on nobody finds what is there of
- * the tenant, nor what is on its way there. LLM_EIO. */
+/* Gives the tenant another epoch, also where there is none: from here on nobody finds what is there
+ * of the tenant, nor what is on its way there. LLM_EIO. */
 int llm_redis_purge_epoch(struct llm_redis_purge *p, struct llm_error *err);
 
 struct llm_redis_purged {
