@@ -660,7 +660,7 @@ ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
             s.data = value[i].data + 5;
 
             limit.shm_zone = ngx_shared_memory_add(cf, &s, 0,
-                                                   &ngx_http_llm_module);
+                                                   ngx_http_llm_limit_tag);
             if (limit.shm_zone == NULL) {
                 return NGX_CONF_ERROR;
             }

@@ -79,6 +79,9 @@ struct ngx_http_llm_limited_s {
 
 /* ngx_http_llm_limit_zone.c */
 
+/* a zone that is tagged otherwise, also before a reload, is something else */
+extern char  ngx_http_llm_limit_tag[];
+
 /*
  * Holds an amount if no more than burst is in use with it; *used is what was
  * in use before.  NGX_BUSY: it is more; NGX_ERROR: no memory, which is logged.

@@ -88,6 +88,9 @@ static ngx_int_t ngx_http_llm_limit_parse_rate(ngx_str_t *value,
     ngx_http_llm_limit_zone_t *zone);
 
 
+char  ngx_http_llm_limit_tag[] = "llm_limit_zone";
+
+
 ngx_int_t
 ngx_http_llm_limit_hold(ngx_http_llm_limit_zone_t *zone, ngx_str_t *key,
     int64_t amount, int64_t burst, int64_t *used,
@@ -710,7 +713,7 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    shm_zone = ngx_shared_memory_add(cf, &name, size, &ngx_http_llm_module);
+    shm_zone = ngx_shared_memory_add(cf, &name, size, ngx_http_llm_limit_tag);
     if (shm_zone == NULL) {
         return NGX_CONF_ERROR;
     }

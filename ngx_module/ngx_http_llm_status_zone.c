@@ -45,6 +45,9 @@ static void ngx_http_llm_add_usage(ngx_http_llm_usage_t *to,
     ngx_http_llm_usage_t *usage);
 
 
+/* a zone that is tagged otherwise, also before a reload, is something else */
+static char  ngx_http_llm_status_tag[] = "llm_status_zone";
+
 const uint32_t  ngx_http_llm_bounds[] = {
     1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000,
     1000000, 2500000, 5000000, 10000000, 25000000, 50000000,
@@ -97,15 +100,8 @@ ngx_http_llm_status_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     lmcf->status_zone = ngx_shared_memory_add(cf, &name, size,
-                                              &ngx_http_llm_module);
+                                              ngx_http_llm_status_tag);
     if (lmcf->status_zone == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    if (lmcf->status_zone->init) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "zone \"%V\" is already used for something else",
-                           &name);
         return NGX_CONF_ERROR;
     }
 

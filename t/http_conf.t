@@ -66,6 +66,10 @@ refused('two zones', qr/"llm_status_zone" directive is duplicate/, qr/second/,
     http => "llm_status_zone first:1m;\nllm_status_zone second:1m;");
 refused('a zone of another module', qr/declared for a different use/, qr/llm_status_zone/,
     http => "limit_conn_zone \$uri zone=llm:1m;\nllm_status_zone llm:1m;");
+refused('a zone of limits', qr/declared for a different use/, qr/llm_status_zone/,
+    http => "llm_limit_zone \$uri zone=llm:1m rate=1t/m;\nllm_status_zone llm:1m;");
+refused('limits by a zone of the status', qr/declared for a different use/, qr/llm_limit/,
+    http => 'llm_status_zone llm:1m;', pass => 'llm_pass unix:%%SOCK%%; llm_tenant a; llm_limit zone=llm;');
 accepted('a status', http => 'llm_status_zone llm:1m;',
     server => 'location = /status { llm_status json; allow 127.0.0.1; deny all; }');
 

@@ -339,4 +339,15 @@ is($m->value('llm_engine_up', engine => $one), 1, 'of the engines');
 is_deeply([ sort keys %{ $nginx->get('/status')->json } ], [qw(engines nginx version)], 'and JSON');
 is(ask('tokens=1')->status, 200, 'and it serves');
 
+# --- the zone's name for something else ---
+
+$nginx->reload(http => $http);
+ok(wait_until(5, sub { !grep { $nginx->get('/metrics')->body !~ /llm_requests_total/ } 1 .. 5 }),
+    'it is there again');
+my $other_zone = 'llm_limit_zone $llm_tenant zone=llm:32k rate=60t/m;';
+$nginx->reload(http => $http =~ s{llm_status_zone.*}{$other_zone}r);
+ok(wait_until(5, sub { !grep { $nginx->get('/metrics')->body =~ /llm_requests_total/ } 1 .. 5 }),
+    'it is another zone then');
+is(ask('tokens=1')->status, 200, 'nothing is wrong with that');
+
 $t->finish;
