@@ -46,6 +46,19 @@ ngx_http_llm_submit(ngx_http_llm_ctx_t *ctx)
         return;
     }
 
+    if (model->name.len) {
+        ctx->account.model = model->name;
+    }
+
+    /* nor does the state of its engines tell that there is one */
+
+    if (ctx->account.model.len
+        && !ngx_http_llm_key_allows(ctx->identity.key, &ctx->account.model))
+    {
+        ngx_http_llm_fail(ctx, &ngx_http_llm_no_such_model);
+        return;
+    }
+
     do {
         health = ngx_http_llm_choose_engine(ctx, model, &engine);
 
@@ -152,7 +165,7 @@ ngx_http_llm_wait(ngx_http_llm_ctx_t *ctx, ngx_http_llm_engine_t *engine)
 }
 
 
-/* the name in the answer, and whether the engine has it */
+/* whether the engine has its name; an empty one becomes the engine's first */
 
 static ngx_int_t
 ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx, ngx_http_llm_model_t *model,
@@ -160,15 +173,12 @@ ngx_http_llm_choose_model(ngx_http_llm_ctx_t *ctx, ngx_http_llm_model_t *model,
 {
     ngx_str_t  *name;
 
-    name = &ctx->account.model;
-
-    if (model->name.len == 0) {
-        return ngx_http_llm_engine_model(engine, name,
-                                         (u_char *) ctx->params.model,
-                                         &name->len);
+    if (model->name.len) {
+        return NGX_OK;
     }
 
-    *name = model->name;
+    name = &ctx->account.model;
 
-    return NGX_OK;
+    return ngx_http_llm_engine_model(engine, name,
+                                     (u_char *) ctx->params.model, &name->len);
 }

@@ -252,6 +252,8 @@ is(names(ask('GET', '/models/v1/models', %small)), 'other', 'names of the config
 is(ask('GET', '/models/v1/models/gone', headers => $k{plain}->bearer)->status, 503,
     'a model whose engine is not there');
 is(ask('GET', '/models/v1/models/gone', %small)->status, 404, 'is not for this key either');
+is(ask('POST', '/models/v1/completions', %small, json => { prompt => 'x', model => 'gone' })->status,
+    404, 'nor may it be asked');
 is(ask('POST', '/models/v1/completions', %small, json => { prompt => 'x', model => 'other' })->status,
     200, 'that are allowed');
 
