@@ -22,6 +22,7 @@ my $nginx = $t->nginx(
         include $log;
         access_log llm.log llm;
         limit_req_zone \$http_x_limited zone=z:1m rate=1r/m;
+        llm_limit_zone \$http_x_limited zone=ours:1m rate=1r/m;
 EOT
     server => <<"EOT",
         llm_tenant \$arg_tenant;
@@ -35,6 +36,7 @@ EOT
         location /short/v1/ { llm_pass unix:%%SOCK%%; llm_first_token_timeout 100ms; }
         location /body/v1/ { llm_pass unix:%%SOCK%%; client_body_timeout 100ms; }
         location /limited/v1/ { llm_pass unix:%%SOCK%%; limit_req zone=z; limit_req_status 429; }
+        location /ours/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=ours nodelay; }
         location /denied/v1/ { llm_pass unix:%%SOCK%%; deny all; }
         location /named/v1/ { llm_pass unix:%%SOCK%%; llm_intercept_errors on; error_page 400 = \@teapot; }
         location \@teapot { return 418 "teapot"; }
@@ -49,9 +51,10 @@ EOT
     pass => 'llm_pass unix:%%SOCK%%;');
 
 my @names = qw(time request_id client method uri status bytes seconds tenant model finish_reason
-    prompt_tokens cached_tokens completion_tokens reasoning_tokens queue_seconds
+    limit_status prompt_tokens cached_tokens completion_tokens reasoning_tokens queue_seconds
     first_token_seconds token_seconds mtp_acceptance);
-my %text = map { $_ => 1 } qw(time request_id client method uri tenant model finish_reason);
+my %text = map { $_ => 1 } qw(time request_id client method uri tenant model finish_reason
+    limit_status);
 my $json = JSON::PP->new->utf8;
 my $at = 0;
 
@@ -69,7 +72,8 @@ sub line {
 }
 
 # What a request leaves behind: those of its fields that are expected, the others null or empty.
-my %unknown = (tenant => 'a', model => '', finish_reason => 'error', map { $_ => undef }
+my %unknown = (tenant => 'a', model => '', finish_reason => 'error', limit_status => '',
+    map { $_ => undef }
     qw(prompt_tokens cached_tokens completion_tokens reasoning_tokens queue_seconds
         first_token_seconds token_seconds mtp_acceptance));
 my $some = [qr/^\d+\.\d{6}$/];
@@ -251,6 +255,14 @@ for my $status (200, 429) {
     $nginx->client->post('/limited/v1/completions?tenant=a', { prompt => 'tokens=1' },
         headers => { 'X-Limited' => 1 })->complete;
     $status == 200 ? line() : logged('limited by nginx', 429);
+}
+for my $case ([ 200, %counted, completion_tokens => 1, finish_reason => 'stop', limit_status => 'PASSED',
+        map { $_ => $some } qw(queue_seconds first_token_seconds) ], [ 429, limit_status => 'REJECTED' ]) {
+    my ($status, %expected) = @$case;
+
+    $nginx->client->post('/ours/v1/completions?tenant=a', { prompt => 'tokens=1' },
+        headers => { 'X-Limited' => 1 })->complete;
+    logged('limited by ours', $status, %expected);
 }
 $c = $nginx->client;
 $c->write("POST /body/v1/completions?tenant=a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{");
