@@ -33,6 +33,8 @@ typedef struct {
 static ngx_int_t ngx_http_llm_status_init_zone(ngx_shm_zone_t *zone,
     void *data);
 static ngx_int_t ngx_http_llm_status_log_handler(ngx_http_request_t *r);
+static ngx_uint_t ngx_http_llm_asks_model(ngx_http_llm_ctx_t *ctx);
+static ngx_uint_t ngx_http_llm_status_of(ngx_http_llm_ctx_t *ctx);
 static ngx_http_llm_limited_e ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx);
 static ngx_http_llm_outcome_e ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx,
     ngx_http_llm_limited_e limit);
@@ -198,7 +200,7 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
 
     ctx = (r == r->main) ? ngx_http_llm_get_ctx(r) : NULL;
 
-    if (ctx == NULL || (ctx->route && ctx->route->kind == 0)) {
+    if (ctx == NULL || !ngx_http_llm_asks_model(ctx)) {
         return NGX_OK;
     }
 
@@ -255,6 +257,30 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
 }
 
 
+/* a location may answer by itself: that is none, unless it is a refusal */
+
+static ngx_uint_t
+ngx_http_llm_asks_model(ngx_http_llm_ctx_t *ctx)
+{
+    return ctx->route ? ctx->route->kind != 0
+                      : ngx_http_llm_status_of(ctx) >= NGX_HTTP_BAD_REQUEST;
+}
+
+
+/* what an error_page made of it is not what it was */
+
+static ngx_uint_t
+ngx_http_llm_status_of(ngx_http_llm_ctx_t *ctx)
+{
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    return ctx->error.status ? ctx->error.status
+           : r->err_status ? r->err_status : r->headers_out.status;
+}
+
+
 static ngx_http_llm_limited_e
 ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx)
 {
@@ -281,9 +307,8 @@ ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx)
 static ngx_http_llm_outcome_e
 ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limited_e limit)
 {
-    ngx_uint_t           status;
-    const char          *reason;
-    ngx_http_request_t  *r;
+    ngx_uint_t   status;
+    const char  *reason;
 
     reason = ctx->account.finish_reason;
 
@@ -299,11 +324,7 @@ ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limited_e limit)
         return NGX_HTTP_LLM_OUTCOME_LIMITED;
     }
 
-    /* what an error_page made of it is not what it was */
-
-    r = ctx->request;
-    status = ctx->error.status ? ctx->error.status
-             : r->err_status ? r->err_status : r->headers_out.status;
+    status = ngx_http_llm_status_of(ctx);
 
     switch (status) {
 

@@ -36,6 +36,7 @@ my $server = <<"EOT";
         location /next/v1/ { llm_pass unix:%%SOCK%%; llm_intercept_errors on; error_page 503 = \@next; }
         location \@next { llm_pass $two; }
         location /plain { return 200 "plain"; }
+        location /itself/v1/ { llm_pass unix:%%SOCK%%; return 204; }
 EOT
 my $nginx = $t->nginx(http => $http, server => $server, pass => 'llm_pass unix:%%SOCK%%;',
     workers => 2);
@@ -149,7 +150,7 @@ for my $stream (\0, \1) {
     $c->close;
     is_deeply(outcomes(1), { aborted => 1 }, 'a client that leaves: aborted');
 }
-$nginx->get($_)->body for '/health', '/plain', '/v1/models', '/metrics', '/status';
+$nginx->get($_)->body for '/health', '/plain', '/itself/v1/models', '/v1/models', '/metrics', '/status';
 counted('what asks nothing of a model', 'ok', 'tokens=1');
 
 # --- tokens, by tenant ---
