@@ -38,7 +38,7 @@ __device__ __forceinline__ void expect_bytes(uint64_t *b, uint32_t n)
 }
 
 /* Arrives at that barrier of a block of the cluster. It tells of what has been read: to tell the
- * whole cluster of what was written would take a microsecond. */
+ * whole cluster of what was written would take 0.4 us. */
 __device__ __forceinline__ void arrive_at(uint64_t *b, uint32_t block)
 {
     LLM_ON_HOPPER("{\n"
