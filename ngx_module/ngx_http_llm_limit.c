@@ -34,6 +34,12 @@ static ngx_int_t ngx_http_llm_limit_error(ngx_http_llm_ctx_t *ctx,
 #define NGX_HTTP_LLM_LIMIT_TEXT  256
 
 
+const char  *ngx_http_llm_limit_statuses[] = {
+    "none", "passed", "delayed_dry_run", "rejected_dry_run", "delayed",
+    "rejected"
+};
+
+
 ngx_int_t
 ngx_http_llm_limit_check(ngx_http_llm_ctx_t *ctx)
 {
@@ -593,19 +599,10 @@ ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx)
 }
 
 
-ngx_str_t *
+ngx_http_llm_limit_status_e
 ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx)
 {
-    static ngx_str_t  names[] = {
-        ngx_null_string,
-        ngx_string("PASSED"),
-        ngx_string("DELAYED_DRY_RUN"),
-        ngx_string("REJECTED_DRY_RUN"),
-        ngx_string("DELAYED"),
-        ngx_string("REJECTED")
-    };
-
-    return &names[ctx->limited ? ctx->limited->status : 0];
+    return ctx->limited ? ctx->limited->status : NGX_HTTP_LLM_LIMIT_NONE;
 }
 
 

@@ -45,7 +45,7 @@ typedef struct {
 } ngx_http_llm_limit_zone_t;
 
 
-/* of $llm_limit_status; of several limits the greatest counts */
+/* what became of a request; of several limits the greatest counts */
 
 typedef enum {
     NGX_HTTP_LLM_LIMIT_NONE = 0,
@@ -53,8 +53,12 @@ typedef enum {
     NGX_HTTP_LLM_LIMIT_DELAYED_DRY_RUN,
     NGX_HTTP_LLM_LIMIT_REJECTED_DRY_RUN,
     NGX_HTTP_LLM_LIMIT_DELAYED,
-    NGX_HTTP_LLM_LIMIT_REJECTED
+    NGX_HTTP_LLM_LIMIT_REJECTED,
+    NGX_HTTP_LLM_LIMIT_STATUSES
 } ngx_http_llm_limit_status_e;
+
+
+extern const char  *ngx_http_llm_limit_statuses[];
 
 
 typedef struct {
@@ -121,6 +125,9 @@ void ngx_http_llm_charge_end(ngx_http_llm_charge_t *charge, int64_t amount);
 
 
 /* ngx_http_llm_limit.c */
+
+ngx_http_llm_limit_status_e ngx_http_llm_limit_status(
+    ngx_http_llm_ctx_t *ctx);
 
 /* sets ctx->limited: the location's limits, and the values of their keys */
 ngx_int_t ngx_http_llm_limit_evaluate(ngx_http_llm_ctx_t *ctx);

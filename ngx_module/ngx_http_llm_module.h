@@ -724,9 +724,6 @@ ngx_int_t ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx);
 /* until it may begin; not positive: it may now */
 ngx_msec_int_t ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx);
 
-/* of $llm_limit_status; empty where there is no limit */
-ngx_str_t *ngx_http_llm_limit_status(ngx_http_llm_ctx_t *ctx);
-
 char *ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_llm_budget(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 

@@ -22,10 +22,6 @@ const char  *ngx_http_llm_outcomes[] = {
     "ok", "aborted", "invalid", "denied", "limited", "unavailable", "failed"
 };
 
-const char  *ngx_http_llm_limit_statuses[] = {
-    "passed", "delayed", "rejected", "delayed_dry_run", "rejected_dry_run"
-};
-
 const char  *ngx_http_llm_healths[] = {
     "ready", "connecting", "full", "loading", "draining", "stalled", "failed",
     "down"

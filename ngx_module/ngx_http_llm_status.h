@@ -10,7 +10,7 @@
 #define _NGX_HTTP_LLM_STATUS_H_INCLUDED_
 
 
-#include "ngx_module/ngx_http_llm_module.h"
+#include "ngx_module/ngx_http_llm_limit.h"
 
 
 /* how requests end */
@@ -25,18 +25,6 @@ typedef enum {
     NGX_HTTP_LLM_OUTCOME_FAILED,        /* everything else */
     NGX_HTTP_LLM_OUTCOMES
 } ngx_http_llm_outcome_e;
-
-
-/* $llm_limit_status */
-
-typedef enum {
-    NGX_HTTP_LLM_LIMITED_PASSED = 0,
-    NGX_HTTP_LLM_LIMITED_DELAYED,
-    NGX_HTTP_LLM_LIMITED_REJECTED,
-    NGX_HTTP_LLM_LIMITED_DELAYED_DRY_RUN,
-    NGX_HTTP_LLM_LIMITED_REJECTED_DRY_RUN,
-    NGX_HTTP_LLM_LIMITED_STATUSES        /* none */
-} ngx_http_llm_limited_e;
 
 
 typedef enum {
@@ -72,7 +60,7 @@ typedef struct {
 
 typedef struct {
     uint64_t                     outcomes[NGX_HTTP_LLM_OUTCOMES];
-    uint64_t                     limits[NGX_HTTP_LLM_LIMITED_STATUSES];
+    uint64_t                     limits[NGX_HTTP_LLM_LIMIT_STATUSES];
     ngx_http_llm_histogram_t     times[NGX_HTTP_LLM_TIMES];
     ngx_http_llm_usage_t         other;      /* of whom has no entry */
 } ngx_http_llm_totals_t;
@@ -137,7 +125,6 @@ ngx_int_t ngx_http_llm_status_read(ngx_shm_zone_t *zone, ngx_pool_t *pool,
 /* ngx_http_llm_status.c */
 
 extern const char                  *ngx_http_llm_outcomes[];
-extern const char                  *ngx_http_llm_limit_statuses[];
 extern const char                  *ngx_http_llm_healths[];
 extern const char                  *ngx_http_llm_breakers[];
 extern const ngx_http_llm_time_t    ngx_http_llm_times[];

@@ -43,8 +43,10 @@ ngx_http_llm_json_totals(ngx_http_llm_writer_t *w,
 
     ngx_http_llm_json_counts(w, "requests", ngx_http_llm_outcomes,
                              totals->outcomes, NGX_HTTP_LLM_OUTCOMES);
-    ngx_http_llm_json_counts(w, "limit_requests", ngx_http_llm_limit_statuses,
-                             totals->limits, NGX_HTTP_LLM_LIMITED_STATUSES);
+    ngx_http_llm_json_counts(w, "limit_requests",
+                      ngx_http_llm_limit_statuses + NGX_HTTP_LLM_LIMIT_PASSED,
+                      totals->limits + NGX_HTTP_LLM_LIMIT_PASSED,
+                      NGX_HTTP_LLM_LIMIT_STATUSES - NGX_HTTP_LLM_LIMIT_PASSED);
 
     ngx_http_llm_put_text(w, ",\"tenants\":{");
 

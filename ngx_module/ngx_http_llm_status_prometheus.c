@@ -91,7 +91,7 @@ ngx_http_llm_text_totals(ngx_http_llm_writer_t *w,
                            "Requests by what llm_limit said of them.",
                            NGX_HTTP_LLM_COUNTER);
 
-    for (i = 0; i < NGX_HTTP_LLM_LIMITED_STATUSES; i++) {
+    for (i = NGX_HTTP_LLM_LIMIT_PASSED; i < NGX_HTTP_LLM_LIMIT_STATUSES; i++) {
         ngx_http_llm_put_text(w, "llm_limit_requests_total{status=\"");
         ngx_http_llm_text_put(w, ngx_http_llm_limit_statuses[i]);
         ngx_http_llm_put_text(w, "\"} ");

@@ -35,9 +35,7 @@ static ngx_int_t ngx_http_llm_status_init_zone(ngx_shm_zone_t *zone,
 static ngx_int_t ngx_http_llm_status_log_handler(ngx_http_request_t *r);
 static ngx_uint_t ngx_http_llm_asks_model(ngx_http_llm_ctx_t *ctx);
 static ngx_uint_t ngx_http_llm_status_of(ngx_http_llm_ctx_t *ctx);
-static ngx_http_llm_limited_e ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx);
-static ngx_http_llm_outcome_e ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx,
-    ngx_http_llm_limited_e limit);
+static ngx_http_llm_outcome_e ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx);
 static void ngx_http_llm_observe(ngx_http_llm_histogram_t *histogram,
     uint64_t ns);
 static ngx_http_llm_usage_t *ngx_http_llm_usage_of(ngx_slab_pool_t *shpool,
@@ -193,7 +191,6 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     ngx_http_llm_usage_t        usage;
     ngx_http_llm_totals_t      *totals;
     ngx_http_llm_outcome_e      outcome;
-    ngx_http_llm_limited_e      limit;
     ngx_http_llm_account_t     *account;
     ngx_http_llm_main_conf_t   *lmcf;
     ngx_http_llm_status_shm_t  *sh;
@@ -207,8 +204,7 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     lmcf = ngx_http_get_module_main_conf(r, ngx_http_llm_module);
 
     account = &ctx->account;
-    limit = ngx_http_llm_limited(ctx);
-    outcome = ngx_http_llm_outcome(ctx, limit);
+    outcome = ngx_http_llm_outcome(ctx);
 
     ngx_memzero(&usage, sizeof(ngx_http_llm_usage_t));
 
@@ -228,10 +224,7 @@ ngx_http_llm_status_log_handler(ngx_http_request_t *r)
     ngx_shmtx_lock(&shpool->mutex);
 
     totals->outcomes[outcome]++;
-
-    if (limit != NGX_HTTP_LLM_LIMITED_STATUSES) {
-        totals->limits[limit]++;
-    }
+    totals->limits[ngx_http_llm_limit_status(ctx)]++;
 
     if (account->finished && account->first_token) {
         ngx_http_llm_observe(&totals->times[NGX_HTTP_LLM_TIME_QUEUE],
@@ -281,31 +274,8 @@ ngx_http_llm_status_of(ngx_http_llm_ctx_t *ctx)
 }
 
 
-static ngx_http_llm_limited_e
-ngx_http_llm_limited(ngx_http_llm_ctx_t *ctx)
-{
-    ngx_str_t   *status;
-    ngx_uint_t   i;
-
-    status = ngx_http_llm_limit_status(ctx);
-
-    for (i = 0; i < NGX_HTTP_LLM_LIMITED_STATUSES; i++) {
-
-        if (ngx_strlen(ngx_http_llm_limit_statuses[i]) == status->len
-            && ngx_strncasecmp((u_char *) ngx_http_llm_limit_statuses[i],
-                               status->data, status->len)
-               == 0)
-        {
-            break;
-        }
-    }
-
-    return i;
-}
-
-
 static ngx_http_llm_outcome_e
-ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limited_e limit)
+ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx)
 {
     ngx_uint_t   status;
     const char  *reason;
@@ -320,7 +290,7 @@ ngx_http_llm_outcome(ngx_http_llm_ctx_t *ctx, ngx_http_llm_limited_e limit)
         return NGX_HTTP_LLM_OUTCOME_OK;
     }
 
-    if (limit == NGX_HTTP_LLM_LIMITED_REJECTED) {
+    if (ngx_http_llm_limit_status(ctx) == NGX_HTTP_LLM_LIMIT_REJECTED) {
         return NGX_HTTP_LLM_OUTCOME_LIMITED;
     }
 

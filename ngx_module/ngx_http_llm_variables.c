@@ -1,5 +1,5 @@
 
-#include "ngx_module/ngx_http_llm_module.h"
+#include "ngx_module/ngx_http_llm_limit.h"
 
 
 static ngx_int_t ngx_http_llm_tenant_variable(ngx_http_request_t *r,
@@ -332,26 +332,40 @@ ngx_http_llm_finish_reason_variable(ngx_http_request_t *r,
 }
 
 
+/* in upper case, as $limit_req_status is */
+
 static ngx_int_t
 ngx_http_llm_limit_status_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    ngx_str_t           *status;
-    ngx_http_llm_ctx_t  *ctx;
+    size_t                        len;
+    u_char                       *p;
+    const char                   *name;
+    ngx_uint_t                    i;
+    ngx_http_llm_ctx_t           *ctx;
+    ngx_http_llm_limit_status_e   status;
 
     ctx = ngx_http_llm_get_ctx(r);
+    status = ctx ? ngx_http_llm_limit_status(ctx) : NGX_HTTP_LLM_LIMIT_NONE;
 
-    if (ctx) {
-        status = ngx_http_llm_limit_status(ctx);
-
-        if (status->len) {
-            return ngx_http_llm_set_variable(v, status->data, status->len);
-        }
+    if (status == NGX_HTTP_LLM_LIMIT_NONE) {
+        v->not_found = 1;
+        return NGX_OK;
     }
 
-    v->not_found = 1;
+    name = ngx_http_llm_limit_statuses[status];
+    len = ngx_strlen(name);
 
-    return NGX_OK;
+    p = ngx_pnalloc(r->pool, len);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    for (i = 0; i < len; i++) {
+        p[i] = ngx_toupper(name[i]);
+    }
+
+    return ngx_http_llm_set_variable(v, p, len);
 }
 
 
