@@ -82,8 +82,6 @@ static void ngx_http_llm_limit_insert_value(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 static ngx_int_t ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone,
     void *data);
-static ssize_t ngx_http_llm_limit_parse_zone(ngx_str_t *value,
-    ngx_str_t *name);
 static ngx_int_t ngx_http_llm_limit_parse_rate(ngx_str_t *value,
     ngx_http_llm_limit_zone_t *zone);
 
@@ -564,7 +562,6 @@ ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 {
     ngx_http_llm_limit_zone_t  *old = data;
 
-    size_t                      len;
     ngx_http_llm_limit_zone_t  *zone;
 
     zone = shm_zone->data;
@@ -608,31 +605,17 @@ ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_OK;
     }
 
-    zone->sh = ngx_slab_calloc(zone->shpool,
-                               sizeof(ngx_http_llm_limit_shctx_t));
+    zone->sh = ngx_http_llm_init_zone(shm_zone, "llm_limit_zone",
+                                      sizeof(ngx_http_llm_limit_shctx_t));
     if (zone->sh == NULL) {
         return NGX_ERROR;
     }
-
-    zone->shpool->data = zone->sh;
 
     ngx_rbtree_init(&zone->sh->rbtree, &zone->sh->sentinel,
                     ngx_http_llm_limit_insert_value);
 
     ngx_queue_init(&zone->sh->queue);
     ngx_queue_init(&zone->sh->workers);
-
-    len = sizeof(" in llm_limit_zone \"\"") + zone->name->len;
-
-    zone->shpool->log_ctx = ngx_slab_alloc(zone->shpool, len);
-    if (zone->shpool->log_ctx == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_sprintf(zone->shpool->log_ctx, " in llm_limit_zone \"%V\"%Z",
-                zone->name);
-
-    zone->shpool->log_nomem = 0;
 
     return NGX_OK;
 }
@@ -643,8 +626,7 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_llm_main_conf_t *lmcf = conf;
 
-    ssize_t                            size;
-    ngx_str_t                         *value, name;
+    ngx_str_t                         *value, s;
     ngx_uint_t                         i;
     ngx_shm_zone_t                    *shm_zone;
     ngx_http_llm_limit_zone_t         *zone, **push;
@@ -667,23 +649,17 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    size = 0;
-    name.len = 0;
+    shm_zone = NULL;
 
     for (i = 2; i < cf->args->nelts; i++) {
 
         if (ngx_strncmp(value[i].data, "zone=", 5) == 0) {
-            size = ngx_http_llm_limit_parse_zone(&value[i], &name);
 
-            if (size == NGX_ERROR) {
-                ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                                   "invalid zone size \"%V\"", &value[i]);
-                return NGX_CONF_ERROR;
-            }
+            s.data = value[i].data + 5;
+            s.len = value[i].len - 5;
 
-            if (size < (ssize_t) (8 * ngx_pagesize)) {
-                ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                                   "zone \"%V\" is too small", &value[i]);
+            shm_zone = ngx_http_llm_add_zone(cf, &s, ngx_http_llm_limit_tag);
+            if (shm_zone == NULL) {
                 return NGX_CONF_ERROR;
             }
 
@@ -706,15 +682,10 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    if (name.len == 0 || zone->rate == 0) {
+    if (shm_zone == NULL || zone->rate == 0) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "\"%V\" must have \"%s\" parameter", &cmd->name,
-                           name.len ? "rate" : "zone");
-        return NGX_CONF_ERROR;
-    }
-
-    shm_zone = ngx_shared_memory_add(cf, &name, size, ngx_http_llm_limit_tag);
-    if (shm_zone == NULL) {
+                           shm_zone ? "rate" : "zone");
         return NGX_CONF_ERROR;
     }
 
@@ -723,7 +694,7 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "%V \"%V\" is already bound to key \"%V\"",
-                           &cmd->name, &name, &zone->key.value);
+                           &cmd->name, &shm_zone->shm.name, &zone->key.value);
         return NGX_CONF_ERROR;
     }
 
@@ -738,30 +709,6 @@ ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     *push = zone;
 
     return NGX_CONF_OK;
-}
-
-
-/* zone=NAME:SIZE */
-
-static ssize_t
-ngx_http_llm_limit_parse_zone(ngx_str_t *value, ngx_str_t *name)
-{
-    u_char     *p;
-    ngx_str_t   size;
-
-    name->data = value->data + 5;
-
-    p = (u_char *) ngx_strchr(name->data, ':');
-    if (p == NULL) {
-        return NGX_ERROR;
-    }
-
-    name->len = p - name->data;
-
-    size.data = p + 1;
-    size.len = value->data + value->len - size.data;
-
-    return ngx_parse_size(&size);
 }
 
 

@@ -22,6 +22,7 @@
  *               used; limit_headers.c: what its answer tells of that
  *   status.c    llm_status: what status_zone.c has counted and how the engines
  *               are, shown by status_json.c and status_prometheus.c
+ *   zone.c      the shared memory of either
  */
 
 
@@ -748,6 +749,20 @@ char *ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 /* a worker begins: those that are gone may have left something */
 void ngx_http_llm_limit_init_process(ngx_http_llm_main_conf_t *lmcf);
+
+
+/* ngx_http_llm_zone.c */
+
+/* of a directive's NAME:SIZE; NULL: there is none, which is logged */
+ngx_shm_zone_t *ngx_http_llm_add_zone(ngx_conf_t *cf, ngx_str_t *value,
+    void *tag);
+
+/*
+ * So many zeroed bytes, the data of a zone that was made just now; its log
+ * messages name the directive.  NULL: no memory.
+ */
+void *ngx_http_llm_init_zone(ngx_shm_zone_t *shm_zone, const char *directive,
+    size_t size);
 
 
 /* ngx_http_llm_status_zone.c, ngx_http_llm_status.c */

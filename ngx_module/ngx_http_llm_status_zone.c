@@ -60,9 +60,7 @@ ngx_http_llm_status_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_llm_main_conf_t *lmcf = conf;
 
-    u_char     *p;
-    ssize_t     size;
-    ngx_str_t  *value, name, s;
+    ngx_str_t  *value;
 
     if (lmcf->status_zone) {
         return "is duplicate";
@@ -70,36 +68,7 @@ ngx_http_llm_status_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     value = cf->args->elts;
 
-    name.data = value[1].data;
-
-    p = (u_char *) ngx_strchr(name.data, ':');
-
-    if (p == NULL || p == name.data) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone \"%V\", it "
-                           "must be NAME:SIZE", &value[1]);
-        return NGX_CONF_ERROR;
-    }
-
-    name.len = p - name.data;
-
-    s.data = p + 1;
-    s.len = value[1].data + value[1].len - s.data;
-
-    size = ngx_parse_size(&s);
-
-    if (size == NGX_ERROR) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
-                           &value[1]);
-        return NGX_CONF_ERROR;
-    }
-
-    if (size < (ssize_t) (8 * ngx_pagesize)) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "zone \"%V\" is too small",
-                           &value[1]);
-        return NGX_CONF_ERROR;
-    }
-
-    lmcf->status_zone = ngx_shared_memory_add(cf, &name, size,
+    lmcf->status_zone = ngx_http_llm_add_zone(cf, &value[1],
                                               ngx_http_llm_status_tag);
     if (lmcf->status_zone == NULL) {
         return NGX_CONF_ERROR;
@@ -114,42 +83,24 @@ ngx_http_llm_status_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 static ngx_int_t
 ngx_http_llm_status_init_zone(ngx_shm_zone_t *zone, void *data)
 {
-    size_t                      len;
-    ngx_slab_pool_t            *shpool;
     ngx_http_llm_status_shm_t  *sh;
 
     /* what the pool knows of itself stays valid over a reload */
 
-    shpool = (ngx_slab_pool_t *) zone->shm.addr;
-    zone->data = shpool;
+    zone->data = zone->shm.addr;
 
     if (data || zone->shm.exists) {
         return NGX_OK;
     }
 
-    sh = ngx_slab_calloc(shpool, sizeof(ngx_http_llm_status_shm_t));
+    sh = ngx_http_llm_init_zone(zone, "llm_status_zone",
+                                sizeof(ngx_http_llm_status_shm_t));
     if (sh == NULL) {
         return NGX_ERROR;
     }
 
-    shpool->data = sh;
-
     ngx_rbtree_init(&sh->rbtree, &sh->sentinel, ngx_str_rbtree_insert_value);
     ngx_queue_init(&sh->queue);
-
-    len = sizeof(" in llm_status_zone \"\"") + zone->shm.name.len;
-
-    shpool->log_ctx = ngx_slab_alloc(shpool, len);
-    if (shpool->log_ctx == NULL) {
-        return NGX_ERROR;
-    }
-
-    ngx_sprintf(shpool->log_ctx, " in llm_status_zone \"%V\"%Z",
-                &zone->shm.name);
-
-    /* that it is full is no news: somebody gives way */
-
-    shpool->log_nomem = 0;
 
     return NGX_OK;
 }

@@ -156,11 +156,16 @@ for my $bad (qw(10 10t 10t/h 0t/m -1t/m 1.5t/m t/m 10x/m 10t/m1 1000000000001t/m
     refused("rate=$bad", qr/invalid rate "rate=\Q$bad"/, qr/rate=\Q$bad;/,
         http => "llm_limit_zone \$remote_addr zone=a:1m rate=$bad;");
 }
-refused("zone=$_", qr/invalid zone size|is too small/, qr/zone=\Q$_/,
-    http => "llm_limit_zone \$remote_addr zone=$_ rate=1t/m;")
-    for qw(a a:x a:31k a:-1);
-refused('a zone without a name', qr/must have "zone" parameter/, qr/zone=:/,
-    http => 'llm_limit_zone $remote_addr zone=:1m rate=1t/m;');
+for my $case ([ 'a', qr/must be NAME:SIZE/ ], [ ':1m', qr/must be NAME:SIZE/ ],
+    [ 'a:x', qr/invalid zone size/ ], [ 'a:-1', qr/invalid zone size/ ],
+    [ 'a:31k', qr/too small/ ]) {
+    my ($zone, $why) = @$case;
+
+    refused("zone=$zone", $why, qr/zone=\Q$zone/,
+        http => "llm_limit_zone \$remote_addr zone=$zone rate=1t/m;");
+}
+refused('a limit of no zone', qr/must have "zone" parameter/, qr/2t/,
+    http => 'llm_limit_zone $remote_addr rate=1t/m rate=2t/m;');
 refused('a zone without a rate', qr/must have "rate" parameter/, qr/zone=a:1m zone/,
     http => 'llm_limit_zone $remote_addr zone=a:1m zone=a:1m;');
 refused('a zone with something else', qr/invalid parameter "sync"/, qr/sync/,
