@@ -7,6 +7,7 @@
 
 
 #include "ngx_module/ngx_http_llm_status.h"
+#include "engine/ipc/utf8.h"
 
 
 #define NGX_HTTP_LLM_STATUS_JSON        1
@@ -16,6 +17,8 @@
 static ngx_int_t ngx_http_llm_status_handler(ngx_http_request_t *r);
 static ngx_int_t ngx_http_llm_status_engines(ngx_http_request_t *r,
     ngx_array_t *engines);
+static ngx_int_t ngx_http_llm_status_name(ngx_pool_t *pool, ngx_str_t *name,
+    ngx_str_t *shown);
 
 
 const char  *ngx_http_llm_outcomes[] = {
@@ -289,7 +292,12 @@ ngx_http_llm_status_engines(ngx_http_request_t *r, ngx_array_t *engines)
     for (i = 0; i < lmcf->engines.nelts; i++) {
         es = ngx_array_push(engines);
 
-        es->engine = engine[i];
+        if (ngx_http_llm_status_name(r->pool, &engine[i]->name, &es->name)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
         es->health = ngx_http_llm_engine_health(engine[i]);
         es->known = (engine[i]->state == NGX_HTTP_LLM_ENGINE_UP);
 
@@ -297,6 +305,42 @@ ngx_http_llm_status_engines(ngx_http_request_t *r, ngx_array_t *engines)
             llm_ipc_state_read(&engine[i]->session, &es->state);
         }
     }
+
+    return NGX_OK;
+}
+
+
+/* paths are bytes: where they are no UTF-8, they are shown as "\xFF" */
+
+static ngx_int_t
+ngx_http_llm_status_name(ngx_pool_t *pool, ngx_str_t *name, ngx_str_t *shown)
+{
+    u_char      *p;
+    ngx_uint_t   i;
+
+    if (llm_ipc_utf8_valid(name->data, name->len)) {
+        *shown = *name;
+        return NGX_OK;
+    }
+
+    p = ngx_pnalloc(pool, name->len * (sizeof("\\xFF") - 1));
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    shown->data = p;
+
+    for (i = 0; i < name->len; i++) {
+
+        if (name->data[i] < 0x80) {
+            *p++ = name->data[i];
+
+        } else {
+            p = ngx_sprintf(p, "\\x%02Xd", name->data[i]);
+        }
+    }
+
+    shown->len = p - shown->data;
 
     return NGX_OK;
 }

@@ -73,7 +73,7 @@ typedef struct {
 
 
 typedef struct {
-    ngx_http_llm_engine_t       *engine;
+    ngx_str_t                    name;       /* in UTF-8 */
     ngx_http_llm_health_e        health;
     unsigned                     known:1;    /* state */
     struct llm_ipc_state         state;

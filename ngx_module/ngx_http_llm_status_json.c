@@ -158,8 +158,7 @@ ngx_http_llm_json_engines(ngx_http_llm_writer_t *w, ngx_array_t *engines)
         }
 
         ngx_http_llm_put_text(w, "{\"engine\":");
-        ngx_http_llm_put_string(w, es[i].engine->name.data,
-                                es[i].engine->name.len);
+        ngx_http_llm_put_string(w, es[i].name.data, es[i].name.len);
         ngx_http_llm_put_text(w, ",\"state\":");
         ngx_http_llm_put_c_string(w, ngx_http_llm_healths[es[i].health]);
         ngx_http_llm_put_text(w, ",\"redis_breaker\":");

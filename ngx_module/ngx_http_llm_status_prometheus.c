@@ -23,7 +23,7 @@ static void ngx_http_llm_text_engines(ngx_http_llm_writer_t *w,
 static void ngx_http_llm_text_metric(ngx_http_llm_writer_t *w,
     const ngx_http_llm_metric_t *metric, ngx_array_t *engines);
 static void ngx_http_llm_text_engine(ngx_http_llm_writer_t *w,
-    const char *name, ngx_http_llm_engine_t *engine);
+    const char *name, ngx_str_t *engine);
 static void ngx_http_llm_text_label(ngx_http_llm_writer_t *w,
     const u_char *value, size_t len);
 static void ngx_http_llm_text_put(ngx_http_llm_writer_t *w, const char *text);
@@ -213,7 +213,7 @@ ngx_http_llm_text_engines(ngx_http_llm_writer_t *w, ngx_array_t *engines)
                            NGX_HTTP_LLM_GAUGE);
 
     for (i = 0; i < engines->nelts; i++) {
-        ngx_http_llm_text_engine(w, "up", es[i].engine);
+        ngx_http_llm_text_engine(w, "up", &es[i].name);
         ngx_http_llm_put_text(w, "} ");
         ngx_http_llm_put_number(w, es[i].health == NGX_HTTP_LLM_READY
                                    || es[i].health == NGX_HTTP_LLM_FULL);
@@ -224,7 +224,7 @@ ngx_http_llm_text_engines(ngx_http_llm_writer_t *w, ngx_array_t *engines)
                            NGX_HTTP_LLM_GAUGE);
 
     for (i = 0; i < engines->nelts; i++) {
-        ngx_http_llm_text_engine(w, "state", es[i].engine);
+        ngx_http_llm_text_engine(w, "state", &es[i].name);
         ngx_http_llm_put_text(w, ",state=\"");
         ngx_http_llm_text_put(w, ngx_http_llm_healths[es[i].health]);
         ngx_http_llm_put_text(w, "\"} 1\n");
@@ -235,7 +235,7 @@ ngx_http_llm_text_engines(ngx_http_llm_writer_t *w, ngx_array_t *engines)
                            NGX_HTTP_LLM_GAUGE);
 
     for (i = 0; i < engines->nelts; i++) {
-        ngx_http_llm_text_engine(w, "redis_breaker", es[i].engine);
+        ngx_http_llm_text_engine(w, "redis_breaker", &es[i].name);
         ngx_http_llm_put_text(w, ",state=\"");
         ngx_http_llm_text_put(w,
                      ngx_http_llm_breakers[ngx_http_llm_breaker(&es[i])]);
@@ -273,7 +273,7 @@ ngx_http_llm_text_metric(ngx_http_llm_writer_t *w,
         }
 
         for (k = 0; k == 0 || metric->values[k]; k++) {
-            ngx_http_llm_text_engine(w, metric->name, es[i].engine);
+            ngx_http_llm_text_engine(w, metric->name, &es[i].name);
 
             if (metric->label) {
                 ngx_http_llm_put_text(w, ",");
@@ -293,12 +293,12 @@ ngx_http_llm_text_metric(ngx_http_llm_writer_t *w,
 
 static void
 ngx_http_llm_text_engine(ngx_http_llm_writer_t *w, const char *name,
-    ngx_http_llm_engine_t *engine)
+    ngx_str_t *engine)
 {
     ngx_http_llm_put_text(w, "llm_engine_");
     ngx_http_llm_text_put(w, name);
     ngx_http_llm_put_text(w, "{engine=");
-    ngx_http_llm_text_label(w, engine->name.data, engine->name.len);
+    ngx_http_llm_text_label(w, engine->data, engine->len);
 }
 
 

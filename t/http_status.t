@@ -28,6 +28,7 @@ my $server = <<"EOT";
         location = /health { llm_pass unix:%%SOCK%%; }
         location /two/v1/ { llm_pass $two; }
         location /nobody/v1/ { llm_pass unix:%%DIR%%/nobody.sock; }
+        location /bytes/v1/ { llm_pass unix:bytes-\xff-\xc3\xab.sock; }
         location /limited/v1/ { llm_pass unix:%%SOCK%%; limit_req zone=z; limit_req_status 429; }
         location /once/v1/ { llm_pass unix:%%SOCK%%; llm_limit zone=once nodelay; llm_limit_status 503; }
         location /denied/v1/ { llm_pass unix:%%SOCK%%; deny all; }
@@ -310,6 +311,9 @@ my ($shown) = grep { $_->{engine} eq $one } @{ $nginx->get('/status')->json->{en
 is_deeply([ @$shown{qw(state redis_breaker steps_total)}, $shown->{cache_hit_tokens_total},
     $shown->{redis_misses_total}{unwanted} ],
     [ 'full', 'open', 17, { memory => 11, host => 12, redis => 13 }, 25 ], 'JSON says the same');
+my $bytes = 'unix:bytes-\\xFF-\\xC3\\xAB.sock';
+is($m->value('llm_engine_up', engine => $bytes), 0, 'a path that is no UTF-8 is shown so that it can be read');
+ok((grep { $_->{engine} eq $bytes } @{ $nginx->get('/status')->json->{engines} }), 'in JSON, too');
 $engine->set('counter26=0 queued=0 queue_limit=0');
 $second->stop;
 ok(wait_until(5, sub { (metrics()->value('llm_engine_up', engine => $two) // 1) == 0 }), 'one that is down');
