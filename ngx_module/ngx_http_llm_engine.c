@@ -167,7 +167,7 @@ ngx_http_llm_engine_bit(ngx_http_llm_model_t *model,
 
     for (i = 0; engines[i] != engine; i++) { /* void */ }
 
-    return 1ull << i % 64;
+    return 1ull << i;
 }
 
 

@@ -734,6 +734,13 @@ ngx_http_llm_add_engine(ngx_conf_t *cf, ngx_http_llm_model_t *model,
         return NGX_CONF_ERROR;
     }
 
+    if (model->engines.nelts == NGX_HTTP_LLM_MAX_ENGINES) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "too many engines of one model, there may be "
+                           "%d at most", NGX_HTTP_LLM_MAX_ENGINES);
+        return NGX_CONF_ERROR;
+    }
+
     path.data = name->data + 5;
     path.len = name->len - 5;
 

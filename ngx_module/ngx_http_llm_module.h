@@ -53,6 +53,9 @@
 #define NGX_HTTP_LLM_STALE           4000
 #define NGX_HTTP_LLM_WATCH_INTERVAL  500
 
+/* of a model: each has a bit in a request */
+#define NGX_HTTP_LLM_MAX_ENGINES     64
+
 /* bytes of a SUBMIT record: what an arena takes */
 #define NGX_HTTP_LLM_MAX_PAYLOAD     (LLM_IPC_DEFAULT_W_ARENA / 2)
 

@@ -99,6 +99,9 @@ refused('a model without engines', qr/invalid number of arguments/, qr/llm_model
     pass => 'llm_model m; llm_tenant a;');
 refused('only "default"', qr/invalid engine "default"/, qr/llm_model m/,
     pass => 'llm_model m default; llm_tenant a;');
+refused('65 engines', qr/too many engines of one model, there may be 64 at most/, qr/llm_model m/,
+    pass => "llm_model m @{[ map { qq(unix:/$_) } 1 .. 65 ]}; llm_tenant a;");
+accepted('64 engines', pass => "llm_model m @{[ map { qq(unix:/$_) } 1 .. 64 ]} default; llm_tenant a;");
 refused('a long name', qr/invalid name of a model/, qr/mmm/,
     pass => 'llm_model ' . 'm' x 129 . ' unix:%%SOCK%%; llm_tenant a;');
 refused('a name that is no UTF-8', qr/invalid name of a model/, qr/llm_model/,
