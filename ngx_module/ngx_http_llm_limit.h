@@ -83,8 +83,8 @@ struct ngx_http_llm_limited_s {
 
 /* ngx_http_llm_limit_zone.c */
 
-/* a zone that is tagged otherwise, also before a reload, is something else */
-extern char  ngx_http_llm_limit_tag[];
+/* its handler: makes it, or takes it over from the configuration before */
+ngx_int_t ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data);
 
 /*
  * Holds an amount if no more than burst is in use with it; *used is what was

@@ -1,6 +1,6 @@
 
 /*
- * llm_limit_zone: buckets of tokens or of requests in shared memory.
+ * A zone: buckets of tokens or of requests in shared memory.
  *
  * An entry that nothing is held of stands in a queue, the one that was used
  * last first; the others come and go from its end.  A hold stands in the list
@@ -80,13 +80,6 @@ static ngx_http_llm_limit_worker_t *ngx_http_llm_limit_gone_worker(
     ngx_http_llm_limit_zone_t *zone);
 static void ngx_http_llm_limit_insert_value(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
-static ngx_int_t ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone,
-    void *data);
-static ngx_int_t ngx_http_llm_limit_parse_rate(ngx_str_t *value,
-    ngx_http_llm_limit_zone_t *zone);
-
-
-char  ngx_http_llm_limit_tag[] = "llm_limit_zone";
 
 
 ngx_int_t
@@ -557,7 +550,7 @@ ngx_http_llm_limit_insert_value(ngx_rbtree_node_t *temp,
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 {
     ngx_http_llm_limit_zone_t  *old = data;
@@ -616,137 +609,6 @@ ngx_http_llm_limit_init_zone(ngx_shm_zone_t *shm_zone, void *data)
 
     ngx_queue_init(&zone->sh->queue);
     ngx_queue_init(&zone->sh->workers);
-
-    return NGX_OK;
-}
-
-
-char *
-ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_llm_main_conf_t *lmcf = conf;
-
-    ngx_str_t                         *value, s;
-    ngx_uint_t                         i;
-    ngx_shm_zone_t                    *shm_zone;
-    ngx_http_llm_limit_zone_t         *zone, **push;
-    ngx_http_compile_complex_value_t   ccv;
-
-    value = cf->args->elts;
-
-    zone = ngx_pcalloc(cf->pool, sizeof(ngx_http_llm_limit_zone_t));
-    if (zone == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    ngx_memzero(&ccv, sizeof(ngx_http_compile_complex_value_t));
-
-    ccv.cf = cf;
-    ccv.value = &value[1];
-    ccv.complex_value = &zone->key;
-
-    if (ngx_http_compile_complex_value(&ccv) != NGX_OK) {
-        return NGX_CONF_ERROR;
-    }
-
-    shm_zone = NULL;
-
-    for (i = 2; i < cf->args->nelts; i++) {
-
-        if (ngx_strncmp(value[i].data, "zone=", 5) == 0) {
-
-            s.data = value[i].data + 5;
-            s.len = value[i].len - 5;
-
-            shm_zone = ngx_http_llm_add_zone(cf, &s, ngx_http_llm_limit_tag);
-            if (shm_zone == NULL) {
-                return NGX_CONF_ERROR;
-            }
-
-            continue;
-        }
-
-        if (ngx_strncmp(value[i].data, "rate=", 5) == 0) {
-
-            if (ngx_http_llm_limit_parse_rate(&value[i], zone) != NGX_OK) {
-                ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                                   "invalid rate \"%V\"", &value[i]);
-                return NGX_CONF_ERROR;
-            }
-
-            continue;
-        }
-
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "invalid parameter \"%V\"", &value[i]);
-        return NGX_CONF_ERROR;
-    }
-
-    if (shm_zone == NULL || zone->rate == 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"%V\" must have \"%s\" parameter", &cmd->name,
-                           shm_zone ? "rate" : "zone");
-        return NGX_CONF_ERROR;
-    }
-
-    if (shm_zone->data) {
-        zone = shm_zone->data;
-
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "%V \"%V\" is already bound to key \"%V\"",
-                           &cmd->name, &shm_zone->shm.name, &zone->key.value);
-        return NGX_CONF_ERROR;
-    }
-
-    shm_zone->init = ngx_http_llm_limit_init_zone;
-    shm_zone->data = zone;
-
-    push = ngx_array_push(&lmcf->zones);
-    if (push == NULL) {
-        return NGX_CONF_ERROR;
-    }
-
-    *push = zone;
-
-    return NGX_CONF_OK;
-}
-
-
-/* rate=Nt/m, Nr/m, Nt/s or Nr/s */
-
-static ngx_int_t
-ngx_http_llm_limit_parse_rate(ngx_str_t *value,
-    ngx_http_llm_limit_zone_t *zone)
-{
-    size_t      len;
-    u_char     *unit;
-    ngx_int_t   n, scale;
-
-    if (value->len < sizeof("rate=1t/m") - 1) {
-        return NGX_ERROR;
-    }
-
-    unit = value->data + value->len - 3;
-    len = unit - value->data - 5;
-
-    if (ngx_strcmp(unit, "t/m") == 0 || ngx_strcmp(unit, "r/m") == 0) {
-        scale = 1;
-
-    } else if (ngx_strcmp(unit, "t/s") == 0 || ngx_strcmp(unit, "r/s") == 0) {
-        scale = 60;
-
-    } else {
-        return NGX_ERROR;
-    }
-
-    n = ngx_atoi(value->data + 5, len);
-
-    if (n <= 0 || n > NGX_HTTP_LLM_LIMIT_MAX / scale) {
-        return NGX_ERROR;
-    }
-
-    zone->rate = n * scale;
-    zone->tokens = (unit[0] == 't');
 
     return NGX_OK;
 }

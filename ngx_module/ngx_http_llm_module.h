@@ -18,8 +18,9 @@
  *   answer.c    OpenAI's objects, written by writer.c
  *   output.c    sends them as the client takes them
  *   error.c     OpenAI's error object, also for what nginx itself refuses
- *   limit.c     what it may use of limit_zone.c's buckets; charge.c: what it
- *               used; limit_headers.c: what its answer tells of that
+ *   limit.c     what it may use of limit_zone.c's buckets, as limit_conf.c
+ *               has read; charge.c: what it used; limit_headers.c: what its
+ *               answer tells of that
  *   status.c    llm_status: what status_zone.c has counted and how the engines
  *               are, shown by status_json.c and status_prometheus.c
  *   zone.c      the shared memory of either
@@ -728,6 +729,10 @@ ngx_int_t ngx_http_llm_limit_reserve(ngx_http_llm_ctx_t *ctx);
 /* until it may begin; not positive: it may now */
 ngx_msec_int_t ngx_http_llm_limit_delay_left(ngx_http_llm_ctx_t *ctx);
 
+
+/* ngx_http_llm_limit_conf.c */
+
+char *ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_llm_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_llm_budget(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
@@ -747,8 +752,6 @@ void ngx_http_llm_charge_lost(ngx_http_llm_charge_t *charge);
 
 
 /* ngx_http_llm_limit_zone.c */
-
-char *ngx_http_llm_limit_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 /* a worker begins: those that are gone may have left something */
 void ngx_http_llm_limit_init_process(ngx_http_llm_main_conf_t *lmcf);
