@@ -61,6 +61,8 @@ for my $prompt (@prompts, @prompts) {
     $slowest = $first if $first > ($slowest // 0);
 }
 
+sub novel { return [ map { 300 + int rand 3000 } 1 .. 200 ] }
+
 # All of the known prompts, and a new one, which is to be saved.
 sub traffic {
     my ($name) = @_;
@@ -72,7 +74,7 @@ sub traffic {
         $wrong++ if $text ne $texts[$i];
         $late++ if $first > 3 * $slowest + 3; # who waits for Redis, waits longer
     }
-    my ($text) = ask($with, [ map { 300 + int rand 3000 } 1 .. 200 ]);
+    my ($text) = ask($with, novel());
     $wrong++ if $text =~ /^failed/;
     is($wrong, 0, "$name: every answer is right");
     is($late, 0, "$name: and comes in time") if !$slow;
@@ -108,10 +110,23 @@ for my $name (@names[ map { $slow ? 5 * $_ : $_ } 0 .. $#names / ($slow ? 5 : 1)
 my $grown = rss() - $rss;
 # the tier's buffers are touched when they are needed
 cmp_ok($grown, '<', 192 << 10, "all of that took $grown kB") if !$slow;
-my $counts = $engine->redis;
-for my $why ($slow ? () : qw(absent late down refused protocol corrupt)) {
-    cmp_ok($counts->{$why}, '>', 0, "misses are counted by reason: $why");
+
+# One reason after the other, by a fault of its kind, and by prompts that are new.
+my %fault = (late => 'slow to answer', down => 'hangs up', refused => 'allows no GET',
+    protocol => 'arrays in the place of pages', corrupt => 'has other values');
+for my $why ($slow ? () : ('absent', sort keys %fault)) {
+    my $before = $engine->redis->{$why};
+    my $i = 0;
+
+    $faults->begin($fault{$why}) if $fault{$why};
+    ok(wait_until(20, sub {
+        ask($with, $fault{$why} ? $prompts[ $i++ % @prompts ] : novel());
+        return $engine->redis->{$why} > $before;
+    }), "misses are counted by reason: $why");
+    $faults->end($fault{$why}) if $fault{$why};
+    recovers($why);
 }
+my $counts = $engine->redis;
 cmp_ok($counts->{drops}, '>', 0, 'connections were dropped');
 unlike($engine->log_text, qr/change-me|llm1:/, 'no password and no name of a key in the log');
 cmp_ok(scalar(split /\n/, $engine->log_text), '<', 200, 'nor many lines');

@@ -38,6 +38,7 @@ my %relay = (
     'an array of 10^9' => bytes("*1000000000\r\n"),
     'arrays in arrays' => bytes('*1' . "\r\n*1" x 1000 . "\r\n"),
     'a push' => bytes(">2\r\n+message\r\n+x\r\n"),
+    'arrays in the place of pages' => 'pages=' . unpack('H*', "*1000000000\r\n"),
     'an error without end' => bytes('-' . 'x' x 100_000),
 );
 
