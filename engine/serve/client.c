@@ -208,18 +208,20 @@ static void flush_waiting(struct llm_client *c)
 
 /* --- records --- */
 
-/* Ends the calls of n keys. */
+static int compare_key_ids(const void *a, const void *b)
+{
+    return memcmp(a, b, KEY_ID);
+}
+
+/* Ends the calls of n keys, which are in order. */
 static void revoke_keys(struct llm_engine *e, const uint8_t (*key_ids)[KEY_ID], size_t n)
 {
     struct llm_call *call, *next;
 
     for (call = e->calls; call != NULL; call = next) {
         next = call->next;
-        for (size_t i = 0; i < n; i++) {
-            if (memcmp(call->submit.head.key_id, key_ids[i], KEY_ID) == 0) {
-                llm_call_end(call, LLM_IPC_REVOKED);
-                break;
-            }
+        if (bsearch(call->submit.head.key_id, key_ids, n, KEY_ID, compare_key_ids) != NULL) {
+            llm_call_end(call, LLM_IPC_REVOKED);
         }
     }
 }
@@ -354,6 +356,7 @@ static void apply_revoked(struct llm_engine *e)
             take(c, c->ipc.peer.entries);
         }
     }
+    qsort(e->revoked.data, len / KEY_ID, KEY_ID, compare_key_ids);
     revoke_keys(e, (const uint8_t(*)[KEY_ID]) e->revoked.data, len / KEY_ID);
     llm_buf_consume(&e->revoked, len);
 }
