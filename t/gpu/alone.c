@@ -3,12 +3,11 @@
  * double arithmetic on the same bytes. NaN wherever nothing is. */
 
 #include "kernels/cpu/router.h"
+#include "t/gpu/latent_rows.h"
 #include "t/gpu/matrix.h"
 
 #define PAGE LLM_CUDA_PAGE_TOKENS
-#define RANK LLM_CUDA_RANK
 #define ROPE LLM_CUDA_ROPE
-#define WIDTH LLM_CUDA_LATENT_WIDTH
 #define NOPE LLM_CUDA_NOPE
 #define VALUE LLM_CUDA_V
 #define MAX_KEYS 1200
@@ -29,41 +28,6 @@ static struct llm_cuda_plane plane_of(enum llm_cuda_latent_dtype dtype)
     }
     p.page_step = p.row_bytes * PAGE + rnd(3) * 64;
     return p;
-}
-
-static void random_row(enum llm_cuda_latent_dtype dtype, uint8_t *row)
-{
-    for (int i = 0; i < WIDTH; i++) {
-        float scale = 0.002f + 0.001f * uniform();
-        uint16_t h = bf16_of_f32(uniform());
-
-        if (dtype == LLM_CUDA_LATENT_BF16) {
-            memcpy(row + i * 2, &h, 2);
-        } else if (i < RANK) {
-            row[i] = (uint8_t) (rnd(2) * 128 + rnd(127));
-            memcpy(row + RANK + i / 128 * 4, &scale, 4);
-        } else {
-            memcpy(row + RANK + 16 + (i - RANK) * 2, &h, 2);
-        }
-    }
-}
-
-static void unpack_row(enum llm_cuda_latent_dtype dtype, const uint8_t *row, double *out)
-{
-    const uint8_t *rope = row + (dtype == LLM_CUDA_LATENT_FP8 ? RANK + 16 : RANK * 2);
-
-    for (int i = 0; i < WIDTH; i++) {
-        uint16_t h;
-        float scale;
-
-        if (dtype == LLM_CUDA_LATENT_FP8 && i < RANK) {
-            memcpy(&scale, row + RANK + i / 128 * 4, 4);
-            out[i] = (double) f32_of_e4m3(row[i]) * scale;
-        } else {
-            memcpy(&h, i < RANK ? row + i * 2 : rope + (i - RANK) * 2, 2);
-            out[i] = f32_of_bf16(h);
-        }
-    }
 }
 
 /* What a head makes of its query and the rows: its part of all outputs. */
